@@ -1,0 +1,32 @@
+"""What generates completions: the in-process model, an engine, or a script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rllib_vlm.types import Completion, Prompt, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    prompt: Prompt
+    sampling: SamplingParams
+
+
+class GenerationBackend(Protocol):
+    """Requests finish independently: submit what is ready, poll, look at the futures."""
+
+    def submit(self, request: GenerationRequest) -> Future[Completion]: ...
+
+    def poll(self, timeout_s: float | None = None) -> None:
+        """Works (or waits) until at least one submitted future is done, or the time is over."""
+
+    def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
+        """New weights for every completion that is submitted from now on."""
+
+    def close(self) -> None: ...

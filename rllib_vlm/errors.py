@@ -1,0 +1,66 @@
+"""One error tree. Every message says what was wrong, the value, the nearest valid choice and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RLlibVLMError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UnknownNameError(RLlibVLMError, ValueError):
+    """A name that is in no table: says which table, and what was probably meant."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str], *, hint: str = "") -> None:
+        self.what = what
+        self.name = name
+        self.known = sorted(known)
+        message = f"{what} has no {name!r}.{did_you_mean(str(name), self.known)}"
+        message += f" Known: {', '.join(self.known) or '(none)'}."
+        super().__init__(f"{message} {hint}".rstrip())
+
+
+class ConfigErrors(RLlibVLMError, ValueError):
+    """Everything that is wrong with a configuration, all at once."""
+
+    def __init__(self, source: str, errors: Sequence[str]) -> None:
+        self.source = source
+        self.errors = list(errors)
+        lines = "\n".join(f"  {i}. {e}" for i, e in enumerate(self.errors, 1))
+        noun = "problem" if len(self.errors) == 1 else "problems"
+        super().__init__(f"{source}: {len(self.errors)} {noun}\n{lines}")
+
+    def __reduce__(self) -> tuple[type[ConfigErrors], tuple[str, list[str]]]:
+        return type(self), (self.source, self.errors)
+
+
+class MissingExtraError(RLlibVLMError, ImportError):
+    """An optional dependency is not installed; the message is the line that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.what = what
+        self.extra = extra
+        super().__init__(f"{what} needs an optional dependency: pip install 'rllib_vlm[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.what, self.extra)
+
+
+class SimulatorError(RLlibVLMError, RuntimeError):
+    """A simulator could not start, raised, died or missed its deadline."""
+
+
+class ModelError(RLlibVLMError, RuntimeError):
+    """A model directory, tokenizer or checkpoint cannot be used as asked."""
+
+
+class DataError(RLlibVLMError, ValueError):
+    """A demonstration file or data set is missing, torn, foreign or of another format version."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

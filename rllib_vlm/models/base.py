@@ -1,0 +1,82 @@
+"""What a model family is: one class of vision-language models behind one interface.
+
+A family owns its tokenizer, its image processing and its Hugging Face model, and is the only
+place that knows their details. Batches reach it as `TokenRows`.
+
+Legend: B rows, L padded length, D hidden size, V vocabulary, I images a row, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rllib_vlm.types import Message, Prompt, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRows:
+    """A batch of token rows. One row may hold several packed segments, which never see each other.
+
+    Example of two segments and padding in one row of L = 8::
+
+        token_ids   = [ 1, 40, 52,  2,  1, 41,  2,  0]
+        segment_ids = [ 1,  1,  1,  1,  2,  2,  2,  0]      0 is padding
+    """
+
+    token_ids: Tensor  # int64 [B, L]
+    segment_ids: Tensor  # int64 [B, L]
+    images: Tensor  # uint8 [B, I, H, W, 3], in the order of their placeholders; I may be 0
+    image_sizes: Tensor  # int64 [B, I, 2] (height, width) of each image's valid corner; 0, 0 is no image
+
+
+class VLMFamily(Protocol):
+    """One family. `model` is the trainable torch module; everything else is derived from it."""
+
+    model: nn.Module
+    hidden_size: int
+    vocab_size: int
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...]
+    banned_token_ids: tuple[int, ...]  # never sampled: image placeholders and other special ids
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> VLMFamily:
+        """From a `rl_module.model_config` section: `checkpoint` (a directory or hub name) or a tiny `size`.
+
+        Raises:
+            ModelError: the checkpoint directory is missing or not of this family.
+        """
+
+    def encode(self, messages: Sequence[Message]) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins."""
+
+    def encode_answer(self, text: str) -> NDArray[np.int64]:
+        """[T] the ids of an answer as the model would sample it, its stop token included."""
+
+    def decode(self, token_ids: NDArray[np.int64]) -> str:
+        """Text of a completion, without its stop token."""
+
+    def hidden(self, rows: TokenRows) -> Tensor:
+        """[B, L, D] last hidden states; padding positions hold anything."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] of hidden states [..., D], float32, banned ids at -inf."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order."""
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes a directory that plain transformers (and `build`) opens."""

@@ -1,0 +1,107 @@
+"""THE table: every name a configuration may use, and where the code behind it lives.
+
+A row is `"name": "module:attribute"`; nothing is imported before it is asked for. A dotted path
+`my_package.my_module:MyClass` stands wherever a name may stand, and an installed package adds rows
+through an entry point in the group `rllib_vlm.<table>` (`rllib_vlm.simulators`, ...).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from rllib_vlm.errors import MissingExtraError, RLlibVLMError, UnknownNameError
+
+SIMULATORS = {
+    "household": "rllib_vlm.sims.household.env:Household",
+    "spoc": "rllib_vlm.sims.household.env:Household",
+    "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
+}
+MODELS = {
+    "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
+}
+BACKENDS = {
+    "hf": "rllib_vlm.backends.hf:HFBackend",
+    "scripted": "rllib_vlm.backends.scripted:ScriptedBackend",
+}
+CREDIT = {
+    "gae": "rllib_vlm.credit.gae:TokenGAE",
+    "turn_gae": "rllib_vlm.credit.turn_gae:TurnGAE",
+    "grpo": "rllib_vlm.credit.grpo:GRPO",
+}
+PARSERS = {
+    "no_think": "rllib_vlm.prompts.tagged:NoThink",
+    "free_think": "rllib_vlm.prompts.tagged:FreeThink",
+    "grounding": "rllib_vlm.prompts.tagged:Grounding",
+    "worldmodeling": "rllib_vlm.prompts.tagged:WorldModeling",
+    "grounding_worldmodeling": "rllib_vlm.prompts.tagged:GroundingWorldModeling",
+    "json": "rllib_vlm.prompts.json_answer:JSONAnswer",
+}
+HISTORIES = {
+    "full": "rllib_vlm.prompts.history:Full",
+    "last_k": "rllib_vlm.prompts.history:LastK",
+    "current": "rllib_vlm.prompts.history:Current",
+}
+ALGORITHMS = {
+    "VLMPPO": "rllib_vlm.algorithms.ppo:VLMPPO",
+    "VLMGRPO": "rllib_vlm.algorithms.grpo:VLMGRPO",
+    "VLMSFT": "rllib_vlm.algorithms.sft:VLMSFT",
+}
+
+TABLES: dict[str, dict[str, str]] = {
+    "simulators": SIMULATORS,
+    "models": MODELS,
+    "backends": BACKENDS,
+    "credit": CREDIT,
+    "parsers": PARSERS,
+    "histories": HISTORIES,
+    "algorithms": ALGORITHMS,
+}
+
+# Optional dependency -> the extra that brings it, for the error's way out.
+_EXTRAS = {"vllm": "vllm", "deepspeed": "deepspeed", "ai2thor": "thor"}
+
+
+@cache
+def _plugins(table: str) -> dict[str, str]:
+    return {e.name: e.value for e in entry_points(group=f"rllib_vlm.{table}")}
+
+
+def names(table: str) -> list[str]:
+    """Every name of `table`, ours and the installed plugins', sorted."""
+    return sorted({**_plugins(table), **_rows(table)})
+
+
+def resolve(table: str, name: str) -> Any:
+    """The object behind `name`, imported now.
+
+    Raises:
+        UnknownNameError: no such table, or no such row in it.
+        MissingExtraError: the row needs an optional dependency that is not installed.
+        RLlibVLMError: the row or dotted path points at nothing.
+    """
+    target = {**_plugins(table), **_rows(table)}.get(name)
+    if target is None:
+        if ":" not in name:
+            raise UnknownNameError(
+                table, name, names(table), hint="A dotted path 'package.module:Name' works too."
+            )
+        target = name
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in _EXTRAS:
+            raise MissingExtraError(f"{table} {name!r}", _EXTRAS[missing]) from error
+        raise RLlibVLMError(f"{table} {name!r}: cannot import {module!r}: {error}") from error
+    except AttributeError as error:
+        raise RLlibVLMError(f"{table} {name!r}: module {module!r} has no {attribute!r}") from error
+
+
+def _rows(table: str) -> dict[str, str]:
+    if table not in TABLES:
+        raise UnknownNameError("registry", table, TABLES)
+    return TABLES[table]

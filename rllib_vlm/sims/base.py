@@ -1,0 +1,79 @@
+"""What a simulator is: a Gymnasium environment that also knows its actions by name.
+
+A simulator knows no tokens, no prompts and no Ray. It says in words who acts and what the actions
+are (`description`, `actions`), gives each episode an instruction, and may bring an expert.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NotRequired, Protocol, TypedDict
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_vlm.types import ActionSet, Demonstration
+
+Info = dict[str, Any]
+
+
+class Observation(TypedDict):
+    """One observation. Text-only simulators leave `images` out of their space and observations."""
+
+    text: str  # may be empty; what the model reads beside the images
+    images: NotRequired[NDArray[np.uint8]]  # [n, H, W, 3] RGB
+
+
+class Expert(Protocol):
+    """Answers turns of the simulator it was made for, from that simulator's present state."""
+
+    def __call__(self) -> Demonstration:
+        """The expert's next turn. An expert that gives up answers with no actions."""
+
+
+class Simulator(gym.Env[Observation, int]):
+    """Base of every simulator.
+
+    `info` after `reset` holds `instruction` (str). `info` after the last step of an episode holds
+    `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode).
+    `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
+    curriculum has come); the same seed and options always give the same episode.
+    """
+
+    actions: ClassVar[ActionSet]
+    description: ClassVar[str]  # for the system prompt: who acts, in what world, what each action does
+
+    @abstractmethod
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]: ...
+
+    @abstractmethod
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]: ...
+
+    def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
+        """Executes several named actions as one turn; rewards add up, and the episode's end cuts the rest.
+
+        No actions at all (an invalid answer) is a turn in which nothing is done: simulators that
+        count time override `idle`. Simulators whose observations are dear (rendering) override
+        this method to observe once, at the end of the turn.
+        """
+        if not actions:
+            return self.idle()
+        total = 0.0
+        for name in actions:
+            observation, reward, terminated, truncated, info = self.step(self.actions.index(name))
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+    @abstractmethod
+    def idle(self) -> tuple[Observation, float, bool, bool, Info]:
+        """A turn without a valid action: time passes (it counts as one step), nothing moves."""
+
+    def expert(self, *, max_actions: int = 1) -> Expert | None:
+        """An expert for the episode that was just reset, or None where there is none."""
+        return None

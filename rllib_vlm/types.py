@@ -1,0 +1,170 @@
+"""The dataclasses of the pipe, in the order data flows through them.
+
+Legend: P = tokens of a prompt (image placeholders already expanded), T = tokens of one completion,
+N = turns of an episode, H x W = pixels of an image.
+
+A household episode of two turns, from top to bottom of this file::
+
+    Message(role="user", text="<image><image>\\nfetch the red mug", images=(nav, manip))
+    Prompt(token_ids=[1, 40, 9, 9, 9, 9, 52, ...], images=(nav, manip), text="...")
+    Completion(token_ids=[61, 77, 62, 2], logprobs=[-0.1, -1.2, -0.0, -0.0], policy_version=3, ...)
+    ParsedAction(valid=True, actions=("move_ahead", "rotate_right"), ...)
+    Turn(prompt, completion, parsed, reward=0.62, ...)
+    Trajectory(turns=(turn_0, turn_1), group="train/17", terminated=True, ...)
+    TokenCredit(advantages=[0.8, 0.8, 0.8, 0.8], returns=[...])     one per turn
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "abort"]
+Image = NDArray[np.uint8]  # [H, W, 3] RGB
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSet:
+    """The actions a simulator understands, by the names the model is shown.
+
+    Example::
+
+        ActionSet(names=("move_ahead", "done"), aliases={"moveahead": "move_ahead"})
+    """
+
+    names: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: object) -> bool:
+        return self.resolve(str(name)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def resolve(self, name: str) -> str | None:
+        """The canonical name for `name` (case and surrounding blanks ignored), or None."""
+        key = name.strip().lower()
+        if key in self.names:
+            return key
+        return self.aliases.get(key)
+
+    def index(self, name: str) -> int:
+        """Position of a canonical name, the action's number in a `Discrete` space."""
+        return self.names.index(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One chat message. `text` holds one `<image>` per entry of `images`, in order.
+
+    An assistant message that the model itself sampled carries the sampled ids, which stand in the
+    prompt as they are: tokenising the text again may give other ids, and other log-probs.
+    """
+
+    role: Role
+    text: str
+    images: tuple[Image, ...] = ()
+    token_ids: NDArray[np.int64] | None = None  # [T] exact ids of an earlier completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model reads before it answers."""
+
+    token_ids: NDArray[np.int64]  # [P], one placeholder id per image token (already expanded)
+    images: tuple[Image, ...] = ()  # already at the model's final size
+    text: str = ""  # readable form, for galleries and logs only; never tokenised again
+    dropped_turns: int = 0  # turns the history policy or the token limit cut away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the model answered: exactly the sampled tokens, never text made into tokens again."""
+
+    token_ids: NDArray[np.int64]  # [T]
+    logprobs: NDArray[np.float32]  # [T] nats, of the distribution that sampled (temperature, top-p, bans)
+    policy_version: int  # the weights' sequence number at decode time
+    finish_reason: FinishReason
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedAction:
+    """What a parser made of a completion's text. Invalid answers carry the reason and no actions.
+
+    `spans` maps a part of the answer ("think", "answer", "observation", ...) to its character
+    range in the text, so that masks by part never depend on token ids.
+    """
+
+    valid: bool
+    actions: tuple[str, ...] = ()  # canonical names, in order, at most max_actions
+    reason: str = ""  # why the answer is invalid, or what was cut
+    dropped_actions: int = 0  # actions beyond max_actions
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """One turn of an expert: the actions, and what an answer format may want said about them."""
+
+    actions: tuple[str, ...]
+    observation: str = ""  # what is seen, for the grounding formats
+    reasoning: str = ""  # why these actions
+    prediction: str = ""  # what will be seen next, for the world-modeling formats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One observation, one completion, what became of it."""
+
+    prompt: Prompt
+    completion: Completion
+    parsed: ParsedAction
+    reward: float  # of this turn, format and shaping terms included
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """A whole episode. Siblings of a group started from the same task and seed."""
+
+    turns: tuple[Turn, ...]
+    group: str
+    terminated: bool
+    truncated: bool
+    success: bool
+    values: tuple[NDArray[np.float32], ...] = ()  # per turn [T], filled by the learner's critic
+    bootstrap_value: float = 0.0  # value after the last turn; 0 where the episode terminated
+
+    @property
+    def total_reward(self) -> float:
+        return float(sum(t.reward for t in self.turns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCredit:
+    """Credit of one turn's tokens."""
+
+    advantages: NDArray[np.float32]  # [T]
+    returns: NDArray[np.float32]  # [T] regression target of the critic; zeros where there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How completions are sampled. `temperature=0` is greedy (log-probs are then those at temperature 1)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    stop: Sequence[str] = ()  # strings after which generation ends; the stop string stays in the completion
+    seed: int | None = None
