@@ -29,7 +29,9 @@ BACKENDS = {
 CREDIT = {
     "gae": "rllib_vlm.credit.gae:TokenGAE",
     "turn_gae": "rllib_vlm.credit.turn_gae:TurnGAE",
+    "bilevel_gae": "rllib_vlm.credit.bilevel_gae:BiLevelGAE",
     "grpo": "rllib_vlm.credit.grpo:GRPO",
+    "rloo": "rllib_vlm.credit.rloo:RLOO",
 }
 PARSERS = {
     "no_think": "rllib_vlm.prompts.tagged:NoThink",

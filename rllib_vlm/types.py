@@ -157,6 +157,7 @@ class TokenCredit:
 
     advantages: NDArray[np.float32]  # [T]
     returns: NDArray[np.float32]  # [T] regression target of the critic; zeros where there is none
+    value_mask: NDArray[np.bool_] | None = None  # [T] tokens whose return is a target; None is all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

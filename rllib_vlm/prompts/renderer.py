@@ -110,15 +110,16 @@ class PromptRenderer:
 
     def system(self, instruction: str) -> str:
         """The system message's text; empty if the template has none."""
-        return render_system(
+        text = render_system(
             self.template,
             description=self.description,
             actions=self.actions.names,
             max_actions=self.max_actions,
             format=self._format,
             observation=self.observation,
-            instruction=_plain(instruction),
+            instruction=instruction,
         )
+        return _plain(text)
 
     def render(
         self, instruction: str, past: Sequence[Exchange], text: str, images: Sequence[Image]
@@ -143,7 +144,8 @@ class PromptRenderer:
     ) -> Rendered:
         """Like `render`, less as many of the oldest turns as it takes to fit, and no more.
 
-        The number is found by bisection, so `count_tokens` runs O(log turns) times.
+        The number is found by bisection, so `count_tokens` runs O(log turns) times. The messages
+        returned are the very list it was given, so it may keep what it made of them.
 
         Raises:
             PromptTooLong: the present turn alone does not fit; turns are never cut inside.
@@ -236,9 +238,11 @@ class PromptRenderer:
         head = IMAGE_PLACEHOLDER * len(earlier)
         if not (images and IMAGE_PLACEHOLDER in text):
             images = ()
-        body = "\n".join(part for part in (head, *lines, text) if part)
+        parts = [head, *lines, text]
         if self.image_placeholder is not None:
-            return Message(role="user", text=body.replace(IMAGE_PLACEHOLDER, self.image_placeholder))
+            parts = [_plain(part.replace(IMAGE_PLACEHOLDER, self.image_placeholder)) for part in parts]
+            earlier = images = ()
+        body = "\n".join(part for part in parts if part)
         return Message(role="user", text=body, images=(*earlier, *images))
 
 

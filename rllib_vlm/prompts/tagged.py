@@ -4,9 +4,12 @@ The five formats are VAGEN's (arXiv 2510.16907; docs of RAGEN-AI/VAGEN)::
 
     no_think                  <answer>..</answer>
     free_think                <think>..</think><answer>..</answer>
-    grounding                 <think><observation>..</observation><reasoning>..</reasoning></think><answer>..</answer>
-    worldmodeling             <think><reasoning>..</reasoning><prediction>..</prediction></think><answer>..</answer>
-    grounding_worldmodeling   <think><observation/><reasoning/><prediction/></think><answer>..</answer>
+    grounding                 <think><observation>..</observation><reasoning>..</reasoning></think>
+                              <answer>..</answer>
+    worldmodeling             <think><reasoning>..</reasoning><prediction>..</prediction></think>
+                              <answer>..</answer>
+    grounding_worldmodeling   <think><observation>..</observation><reasoning>..</reasoning>
+                              <prediction>..</prediction></think><answer>..</answer>
 
 Unlike VAGEN's own parsers, an answer that breaks the format never moves the agent: it has no
 actions, in all five formats, and a reason. A format of your own is a subclass that sets `tags`.

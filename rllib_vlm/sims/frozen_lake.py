@@ -144,7 +144,7 @@ class FrozenLake(Simulator):
         ConfigErrors: an argument is out of range.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (as in gym.Env)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
     actions: ClassVar[ActionSet] = ActionSet(
         names=tuple(_MOVES), aliases={"l": "left", "d": "down", "r": "right", "u": "up"}
     )

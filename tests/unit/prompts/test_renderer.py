@@ -141,7 +141,7 @@ def test_no_words_upset_the_count_of_images(
             ["full", "last_1", {"name": "full", "layout": "transcript"}, {"name": "full", "images": "none"}]
         )
     )
-    options = data.draw(
+    options: dict[str, Any] = data.draw(
         st.sampled_from(
             [{}, {"observation": "text"}, {"image_placeholder": ""}, {"max_images": 3}, {"template": "bare"}]
         )
@@ -160,6 +160,10 @@ def test_max_images_takes_whole_turns_from_the_oldest() -> None:
     assert [len(m.images) for m in rendered.messages if m.role == "user"] == [0, 0, 0, 2, 2]
     assert rendered.dropped_images == 6
     assert rendered.dropped_turns == 0
+    mixed = [exchange(0, cameras=1), exchange(1, cameras=2), exchange(2, cameras=1)]
+    rendered = renderer(max_images=4).render(TASK, mixed, "now", NOW)
+    # Turn 0 alone would fit, but an older turn never outlives a newer one.
+    assert [len(m.images) for m in rendered.messages if m.role == "user"] == [0, 0, 1, 2]
     with pytest.raises(PromptTooLong, match="2 images, over the limit of 1"):
         renderer(max_images=1).render(TASK, PAST, "now", NOW)
 

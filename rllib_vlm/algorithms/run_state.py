@@ -1,0 +1,76 @@
+"""How far a run has come: what a checkpoint keeps beside weights and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
+
+Phase = Literal["warm_start", "rl", "finished"]
+Milestone = Literal["start", "warm_start_end", "final"]
+
+
+@dataclass(slots=True)
+class RunState:
+    """Counters of the run; phases follow each other `warm_start` -> `rl` -> `finished`."""
+
+    phase: Phase = "warm_start"
+    warm_start_updates: int = 0
+    updates: int = 0  # of reinforcement learning
+    warm_start_s: float = 0.0  # training time of the phase, evaluation left out
+    rl_s: float = 0.0
+    task_cursor: int = 0  # training tasks drawn so far
+    demonstration_cursor: int = 0  # recorded demonstrations read so far
+    level: float | None = None  # of the curriculum
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by milestone
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunState:
+        return cls(**values)
+
+    def advance(self, config: VLMAlgorithmConfig) -> None:
+        """Moves to the next phase where the present one is complete."""
+        if self.phase == "warm_start" and _complete(
+            self.warm_start_updates,
+            config.warm_start_updates,
+            self.warm_start_s,
+            config.warm_start_time_budget_s,
+        ):
+            self.phase = "rl"
+        if self.phase == "rl" and _complete(
+            self.updates, config.total_updates, self.rl_s, config.time_budget_s
+        ):
+            self.phase = "finished"
+
+    def milestones(self, config: VLMAlgorithmConfig) -> list[Milestone]:
+        """Where the run stands that evaluations are named after, the latest first."""
+        reached: list[Milestone] = []
+        if self.phase == "finished":
+            reached.append("final")
+        if self.phase != "warm_start" and self.updates == 0:
+            reached.append("warm_start_end")
+        if self.warm_start_updates == 0 and self.updates == 0:
+            reached.append("start")
+        return reached
+
+    def learn_from(self, success_rate: float, config: VLMAlgorithmConfig) -> None:
+        """Moves the curriculum's level, by this update's success rate or by the number of updates."""
+        plan = config.curriculum
+        if plan is None:
+            return
+        start, end = float(plan.get("start", 0.0)), float(plan.get("end", 1.0))
+        if "updates" in plan:
+            share = min(1.0, self.updates / max(1, plan["updates"]))
+            self.level = start + (end - start) * share
+        elif success_rate >= plan["threshold"]:
+            level = start if self.level is None else self.level
+            self.level = min(end, level + float(plan.get("step", 0.1)))
+
+
+def _complete(done: int, total: int | None, seconds: float, budget: float | None) -> bool:
+    return (total is not None and done >= total) or (budget is not None and seconds >= budget)

@@ -1,0 +1,408 @@
+"""The algorithm behind all others here: warm start, then sample, give credit, learn, synchronise."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    TIMERS,
+    WEIGHTS_SEQ_NO,
+)
+
+from rllib_vlm import registry
+from rllib_vlm.algorithms.run_state import RunState
+from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
+from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
+from rllib_vlm.connectors.trajectories import attach_credit, to_trajectory
+from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
+from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
+from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.env.summary import summarize
+from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
+from rllib_vlm.errors import SimulatorError
+
+RUN_STATE = "run_state"
+_ATTEMPTS = 3  # times work of runners that died is given to others before the run fails
+
+
+class VLMAlgorithm(Algorithm):
+    """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
+
+    config: VLMAlgorithmConfig
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> VLMAlgorithmConfig:
+        return VLMAlgorithmConfig()
+
+    @override(Algorithm)
+    def setup(self, config: Any) -> None:
+        self.run_state = RunState()
+        self._buffer: list[SingleAgentEpisode] = []
+        super().setup(config)
+        self._tasks = TaskSampler(seed=self.config.seed or 0, num_task_seeds=self.config.num_task_seeds)
+        credit = registry.resolve("credit", self.config.credit)(**self.config.credit_options)
+        self._driver_credit = credit if credit.stage == "driver" else None
+        if self.config.curriculum is not None:
+            self.run_state.level = float(self.config.curriculum.get("start", 0.0))
+        self.run_state.advance(self.config)
+        self._share_module()
+        self._sync_weights(self.env_runner_group)
+
+    @classmethod
+    @override(Algorithm)
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        """Training runners evaluate too, unless evaluation is given runners of its own."""
+        return bool(eval_config.evaluation_num_env_runners > 0)
+
+    # One iteration.
+
+    @override(Algorithm)
+    def step(self) -> dict[str, Any]:
+        before = self._evaluate_if_due()  # of a run that begins, or one whose evaluation was interrupted
+        results: dict[str, Any] = super().step()
+        results = _without_nan(results)  # RLlib keeps keys of metrics that had no value this time
+        if before is not None:
+            results.setdefault(EVALUATION_RESULTS, before)
+        after = self._evaluate_if_due()
+        if after is not None:
+            results[EVALUATION_RESULTS] = after
+        state = self.run_state
+        results |= {
+            "phase": state.phase,
+            "num_updates": state.updates,
+            "num_warm_start_updates": state.warm_start_updates,
+            "done": state.phase == "finished",
+        }
+        if state.level is not None:
+            results["curriculum_level"] = state.level
+        return results
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        state, start = self.run_state, time.perf_counter()
+        if state.phase == "warm_start":
+            self._imitate()
+            state.warm_start_updates += 1
+            state.warm_start_s += time.perf_counter() - start
+        elif state.phase == "rl":
+            self._reinforce()
+            state.updates += 1
+            state.rl_s += time.perf_counter() - start
+        state.advance(self.config)
+
+    def _imitate(self) -> None:
+        config, state = self.config, self.run_state
+        with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
+            episodes = self._demonstrations()
+        total = config.warm_start_updates
+        lr = learning_rate(
+            config.lr if config.warm_start_lr is None else config.warm_start_lr,
+            state.warm_start_updates,
+            schedule=config.warm_start_lr_schedule,
+            warmup=config.warm_start_warmup_updates,
+            total=total,
+        )
+        plan = UpdatePlan(
+            losses=config.imitation_settings(),
+            lr=lr,
+            num_epochs=config.warm_start_epochs,
+            minibatch_size=config.warm_start_minibatch_size,
+            seed=self._update_seed(),
+            expects_credit=False,
+        )
+        self._learn(episodes, plan)
+
+    def _reinforce(self) -> None:
+        config, state = self.config, self.run_state
+        tasks = self._draw_tasks(config.groups_per_update)
+        with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
+            episodes = self._play(self.env_runner_group, "play_groups", tasks, ENV_RUNNER_RESULTS)
+        with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
+            self._give_credit(episodes)
+        critic_only = state.updates < config.critic_warmup_updates
+        rates = [
+            learning_rate(
+                base,
+                state.updates,
+                schedule=config.lr_schedule,
+                warmup=config.lr_warmup_updates,
+                total=config.total_updates,
+                final_fraction=config.lr_final_fraction,
+            )
+            for base in (config.lr, config.lr if config.value_lr is None else config.value_lr)
+        ]
+        plan = UpdatePlan(
+            losses=config.loss_settings(critic_only=critic_only),
+            lr=rates[0],
+            value_lr=rates[1],
+            num_epochs=config.num_epochs,
+            minibatch_size=config.minibatch_size,
+            seed=self._update_seed(),
+            normalize_advantages=config.normalize_advantages,
+        )
+        self._learn(episodes, plan)
+        successes = [bool(e.custom_data[SUCCESS]) for e in episodes]
+        state.learn_from(sum(successes) / max(1, len(successes)), config)
+
+    # Data.
+
+    def _draw_tasks(self, count: int) -> list[Any]:
+        self._tasks.cursor = self.run_state.task_cursor
+        tasks = [self._tasks.draw() for _ in range(count)]
+        self.run_state.task_cursor = self._tasks.cursor
+        return tasks
+
+    def _demonstrations(self) -> list[SingleAgentEpisode]:
+        """New ones, from the expert or from disk, and as many older ones where a buffer is kept."""
+        config = self.config
+        count = config.warm_start_episodes_per_update
+        if config.warm_start_demonstrations is not None:
+            return self._recorded(config.warm_start_demonstrations, count)
+        new = self._play(
+            self.env_runner_group,
+            "play_demonstrations",
+            self._draw_tasks(count),
+            ENV_RUNNER_RESULTS,
+            policy_share=config.warm_start_policy_share,
+            mixing=config.warm_start_mixing,
+            only_successes=config.warm_start_only_successes,
+        )
+        if not new:
+            raise SimulatorError(
+                f"the expert of {config.env!r} gave no demonstrations in {count} episodes: the simulator may "
+                "have no expert. Give warm_start.demonstrations a path, or set warm_start.updates to 0."
+            )
+        old: list[SingleAgentEpisode] = []
+        if config.warm_start_buffer_episodes:
+            rng = np.random.default_rng([config.seed or 0, self.run_state.warm_start_updates])
+            chosen = rng.permutation(len(self._buffer))[: len(new)]
+            old = [self._buffer[i] for i in chosen]
+            self._buffer = (self._buffer + new)[-config.warm_start_buffer_episodes :]
+        return [*new, *old]
+
+    def _recorded(self, path: str, count: int) -> list[SingleAgentEpisode]:
+        """The next `count` recorded episodes, in a new random order each time all were read."""
+        with DemonstrationReader(path) as reader:
+            where = reader.successes() if self.config.warm_start_only_successes else reader.indices
+        indices = np.array(where, np.int64)
+        cursor, size = self.run_state.demonstration_cursor, len(indices)
+        chosen = []
+        for position in range(cursor, cursor + count):
+            order = np.random.default_rng([self.config.seed or 0, position // size]).permutation(size)
+            chosen.append(int(indices[order[position % size]]))
+        self.run_state.demonstration_cursor += count
+        return self._play(
+            self.env_runner_group, "read_demonstrations", chosen, ENV_RUNNER_RESULTS, path=path
+        )
+
+    def _play(
+        self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], key: str, **kwargs: Any
+    ) -> list[Any]:
+        """What the runners make of `tasks`, in the order of the tasks; work of runners that die goes to others.
+
+        Raises:
+            SimulatorError: no runner is left to do it.
+        """
+        if not group.num_remote_env_runners():
+            outcome, metrics = getattr(group.local_env_runner, method)(list(tasks), **kwargs)
+            self.metrics.aggregate([metrics], key=key)
+            return list(outcome)
+        found: dict[int, list[Any]] = {}
+        for _ in range(_ATTEMPTS):
+            left = [i for i in range(len(tasks)) if i not in found]
+            if not left:
+                break
+            runners = group.healthy_env_runner_ids()
+            shares = {r: left[k :: len(runners)] for k, r in enumerate(runners) if left[k :: len(runners)]}
+            outcomes = group.foreach_env_runner(
+                method,
+                kwargs=[{"tasks": [tasks[i] for i in share], **kwargs} for share in shares.values()],
+                local_env_runner=False,
+                remote_worker_ids=list(shares),
+            )
+            if len(outcomes) == len(shares):
+                for share, (items, _) in zip(shares.values(), outcomes, strict=True):
+                    found |= _by_task(share, items)
+                self.metrics.aggregate([metrics for _, metrics in outcomes], key=key)
+            else:  # some died: which outcome is whose is no longer known
+                self.restore_env_runners(group)
+        else:
+            raise SimulatorError(f"env runners died {_ATTEMPTS} times in a row during {method}; see their logs")
+        return [item for i in sorted(found) for item in found[i]]
+
+    def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
+        """Estimators that compare siblings need whole groups, which only the driver has."""
+        if self._driver_credit is None:
+            return
+        groups: dict[str, list[SingleAgentEpisode]] = defaultdict(list)
+        for episode in episodes:
+            groups[episode.custom_data[GROUP]].append(episode)
+        for members in groups.values():
+            credit = self._driver_credit([to_trajectory(e) for e in members])
+            for episode, own in zip(members, credit, strict=True):
+                attach_credit(episode, own)
+        counts = getattr(self._driver_credit, "counts", None)
+        for name, value in (counts.pop() if counts is not None else {}).items():
+            self.metrics.log_value((ENV_RUNNER_RESULTS, f"num_{name}"), value, reduce="sum")
+
+    # Learning and weights.
+
+    def _learn(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
+        for index, episode in enumerate(episodes):
+            episode.custom_data[INDEX] = index
+        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
+        with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
+            if self.learner_group.is_local:
+                results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
+            else:
+                refs = self._shards(episodes)
+                results = self.learner_group.update(episodes_refs=refs, plan=plan, timesteps=timesteps)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, "sync"), reduce="sum"):
+            self._sync_weights(self.env_runner_group)
+
+    def _shards(self, episodes: Sequence[SingleAgentEpisode]) -> list[ray.ObjectRef]:
+        """Whole groups per learner: RLlib's own sharding would cut episodes and scatter siblings."""
+        shards = shard_groups(
+            [e.custom_data[GROUP] for e in episodes],
+            [trajectory_tokens(to_trajectory(e)) for e in episodes],
+            self.config.num_learners,
+        )
+        return [ray.put([episodes[i] for i in shard]) for shard in shards]
+
+    def _share_module(self) -> None:
+        """A learner and a runner in this process need one model, not two."""
+        runner = self.env_runner_group.local_env_runner
+        self._shared = runner is not None and self.learner_group.is_local and runner.module is not None
+        if self._shared:
+            runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
+
+    def _sync_weights(self, group: EnvRunnerGroup) -> None:
+        """All runners of `group` have the learner's weights, and the curriculum's level, when this returns."""
+        local = group.local_env_runner
+        if local is not None and self._shared and group is self.env_runner_group:
+            local.set_policy_version(self.learner_group._learner._weights_seq_no)  # noqa: SLF001
+            local.set_level(self.run_state.level)
+            if not group.num_remote_env_runners():
+                return
+        state = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        weights = {key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        if local is not None and not self._shared:
+            local.set_state(weights)
+            local.set_level(self.run_state.level)
+        if group.num_remote_env_runners():
+            shared = ray.put(weights)
+            for method, kwargs in (
+                ("set_state", {"state": shared}),
+                ("set_level", {"level": self.run_state.level}),
+            ):
+                group.foreach_env_runner(method, kwargs=kwargs, local_env_runner=False)
+
+    def _update_seed(self) -> int:
+        state = self.run_state
+        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates]
+        return int(np.random.SeedSequence(mixed).generate_state(1)[0])
+
+    # Evaluation.
+
+    def _evaluate_if_due(self) -> dict[str, Any] | None:
+        """The evaluation of the milestone the run stands at, unless it was made or is not wanted."""
+        config, state = self.config, self.run_state
+        due = [m for m in state.milestones(config) if m in config.evaluation_at]
+        if not due or due[0] in state.evaluations:
+            return None
+        results: dict[str, Any] = self._run_one_evaluation()[EVALUATION_RESULTS]
+        return results
+
+    @override(Algorithm)
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Plays exactly `evaluation_duration` held-out tasks, always the same ones.
+
+        Returns:
+            The record of `env.summary.summarize`, and `at`: "start", "warm_start_end", "final", or
+            "interval" for any other time.
+        """
+        config, state = self.config, self.run_state
+        make_callback(
+            "on_evaluate_start",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=config.callbacks_on_evaluate_start,
+            kwargs={"algorithm": self, "metrics_logger": self.metrics},
+        )
+        group = self.eval_env_runner_group or self.env_runner_group
+        if group is not self.env_runner_group:
+            self._sync_weights(group)
+        start = time.perf_counter()
+        tasks = heldout_tasks(int(config.evaluation_duration))
+        episodes = self._play(group, "play_heldout", tasks, f"{EVALUATION_RESULTS}_{ENV_RUNNER_RESULTS}")
+        reached = state.milestones(config)
+        record: dict[str, Any] = {
+            **summarize(episodes),
+            "at": reached[0] if reached else "interval",
+            "num_updates": state.updates,
+            "wall_s": time.perf_counter() - start,
+        }
+        for milestone in reached:
+            state.evaluations.setdefault(milestone, record)
+        make_callback(
+            "on_evaluate_end",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=config.callbacks_on_evaluate_end,
+            kwargs={"algorithm": self, "metrics_logger": self.metrics, "evaluation_metrics": record},
+        )
+        return record
+
+    # Checkpoints.
+
+    @override(Algorithm)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        state[RUN_STATE] = self.run_state.to_dict()
+        return state
+
+    @override(Algorithm)
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        if RUN_STATE in state:
+            self.run_state = RunState.from_dict(state[RUN_STATE])
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, *args, **kwargs)
+        self._sync_weights(self.env_runner_group)
+
+
+def _by_task(share: Sequence[int], items: Sequence[Any]) -> dict[int, list[Any]]:
+    """Items by the task they belong to: a whole group per task, or what is left of fewer demonstrations."""
+    if len(items) % len(share):
+        return {share[0]: list(items)} | {i: [] for i in share[1:]}
+    size = len(items) // len(share)
+    return {i: list(items[k * size : (k + 1) * size]) for k, i in enumerate(share)}
+
+
+def _without_nan(results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nan(value) if isinstance(value, dict) else value
+        for key, value in results.items()
+        if not (isinstance(value, float) and math.isnan(value))
+    }

@@ -1,0 +1,129 @@
+"""Generation by the model in this process: all waiting prompts in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rllib_vlm.backends.base import GenerationRequest
+from rllib_vlm.errors import ModelError, did_you_mean
+from rllib_vlm.models.base import VLMFamily
+from rllib_vlm.types import Completion, FinishReason, SamplingParams
+
+
+class HFBackend:
+    """Runs `family.generate` on whatever has been submitted since the last `poll`.
+
+    Args:
+        family: the model. It may be the very one that another part of the process trains.
+        max_batch_size: prompts of one batch; bounds memory.
+        seed: of the sampling stream; torch's own stream where None.
+
+    `SamplingParams.seed`, where a request has one, seeds a stream of its own for the batch of
+    requests that share it.
+    """
+
+    def __init__(self, family: VLMFamily, *, max_batch_size: int = 64, seed: int | None = None) -> None:
+        if max_batch_size < 1:
+            raise ModelError(f"max_batch_size is {max_batch_size}; give 1 or more")
+        self.family = family
+        self.max_batch_size = max_batch_size
+        # The version stamped on completions. Whoever changes shared weights in place sets it.
+        self.version = 0
+        self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
+        self._closed = False
+        self._generator: torch.Generator | None = None
+        if seed is not None:
+            device = next(family.model.parameters()).device
+            self._generator = torch.Generator(device).manual_seed(seed)
+
+    def submit(self, request: GenerationRequest) -> Future[Completion]:
+        """Queues a request until the next `poll`.
+
+        Raises:
+            ModelError: the backend is closed.
+        """
+        if self._closed:
+            raise ModelError("the generation backend is closed; submit to a new one")
+        future: Future[Completion] = Future()
+        self._waiting.append((request, future))
+        return future
+
+    def poll(self, timeout_s: float | None = None) -> None:
+        """Answers everything that waits; the time limit has nothing to cut, since nothing is waited for.
+
+        An error of a batch becomes the exception of its futures; other batches go on.
+        """
+        waiting, self._waiting = self._waiting, []
+        batches: dict[tuple[object, ...], list[tuple[GenerationRequest, Future[Completion]]]] = {}
+        for request, future in waiting:
+            if future.set_running_or_notify_cancel():
+                batches.setdefault(_key(request.sampling), []).append((request, future))
+        for same in batches.values():
+            for start in range(0, len(same), self.max_batch_size):
+                self._answer(same[start : start + self.max_batch_size])
+
+    def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
+        """Copies `state` into the model; requests that still wait are answered by the new weights.
+
+        Raises:
+            ModelError: names or shapes differ from the model's.
+        """
+        own = self.family.model.state_dict(keep_vars=True)
+        for name, value in state.items():
+            if name not in own:
+                raise ModelError(f"the model has no weights {name!r}.{did_you_mean(name, own)}")
+            if own[name].shape != value.shape:
+                raise ModelError(
+                    f"weights {name!r} have shape {tuple(value.shape)}, the model's {tuple(own[name].shape)}"
+                )
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+        self.version = version
+
+    def close(self) -> None:
+        """Cancels what waits; later calls of `submit` fail."""
+        self._closed = True
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting = []
+
+    def _answer(self, batch: Sequence[tuple[GenerationRequest, Future[Completion]]]) -> None:
+        sampling = batch[0][0].sampling
+        generator = None if sampling.seed is not None else self._generator
+        version = self.version
+        try:
+            answers = self.family.generate([r.prompt for r, _ in batch], sampling, generator)
+            completions = [self._completion(ids, logprobs, sampling, version) for ids, logprobs in answers]
+        except Exception as error:  # the caller finds it in each future, whatever it is
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        for (_, future), completion in zip(batch, completions, strict=True):
+            future.set_result(completion)
+
+    def _completion(
+        self,
+        ids: NDArray[np.int64],
+        logprobs: NDArray[np.float32],
+        sampling: SamplingParams,
+        version: int,
+    ) -> Completion:
+        text = self.family.decode(ids)
+        stopped = len(ids) > 0 and int(ids[-1]) in self.family.stop_token_ids
+        stopped = stopped or any(s in text for s in sampling.stop)
+        reason: FinishReason = "stop" if stopped else "length"
+        return Completion(
+            token_ids=ids, logprobs=logprobs, policy_version=version, finish_reason=reason, text=text
+        )
+
+
+def _key(sampling: SamplingParams) -> tuple[object, ...]:
+    """Requests with equal keys can share a batch."""
+    return (sampling.temperature, sampling.top_p, sampling.max_new_tokens, tuple(sampling.stop), sampling.seed)

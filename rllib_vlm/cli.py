@@ -1,0 +1,330 @@
+"""The `rllib` command.
+
+rllib train file tuned_examples/spoc.yaml --set training.lr=1e-6
+rllib train --run VLMPPO --env spoc --stop training_iteration=3
+rllib evaluate results/spoc_2026-01-31_12-00-00 --episodes 200
+rllib validate tuned_examples/*.yaml
+rllib example list
+
+torch and ray are loaded inside the commands that need them, so help and refusals come at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rllib_vlm import __version__, registry
+from rllib_vlm.config.quiet import quiet
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError
+
+if TYPE_CHECKING:
+    from rllib_vlm.config.experiment import Experiment
+
+app = typer.Typer(
+    name="rllib",
+    help="Trains and evaluates vision-language agents in simulators, on Ray RLlib.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+train_app = typer.Typer(help="Runs an experiment file, or an algorithm's defaults on an environment.")
+example_app = typer.Typer(help="The tuned examples that ship with the package.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(example_app, name="example")
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Overrides a value: training.lr=1e-6. Repeatable."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="METRIC=NUMBER", help="Ends a trial there: training_iteration=3, or a JSON mapping."),
+]
+NumSamples = Annotated[int | None, typer.Option(min=1, help="Trials to draw from the search space.")]
+Storage = Annotated[str, typer.Option(help="Folder (or cloud URI) in which run folders are made.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run folder; by default experiment and time.")]
+Address = Annotated[
+    str | None, typer.Option("--ray-address", help="Cluster to join: auto, HOST:PORT or ray://HOST:PORT.")
+]
+Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs Ray may count on this machine.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Also start Ray's dashboard on this machine.")]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: a mistake of the user is one clean message and exit code 2."""
+    try:
+        app(args=list(sys.argv[1:] if argv is None else argv), prog_name="rllib")
+    except RLlibVLMError as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        typer.echo(f"rllib_vlm {__version__}")
+        raise typer.Exit
+
+
+@train_app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    run: Annotated[str | None, typer.Option(help="Algorithm: VLMPPO, VLMGRPO, ... (see rllib list).")] = None,
+    env: Annotated[str | None, typer.Option(help="Simulator, Gymnasium id or package.module:Class.")] = None,
+    overrides: Set = None,
+    stop: Stop = None,
+    num_samples: NumSamples = None,
+    storage: Storage = "results",
+    name: Name = None,
+    ray_address: Address = None,
+    num_cpus: Cpus = None,
+    dashboard: Dashboard = False,
+) -> None:
+    """Runs an experiment file (train file X.yaml), or an algorithm on an environment (--run, --env)."""
+    if context.invoked_subcommand is not None:
+        if run or env:
+            raise typer.BadParameter("--run and --env are not for `train file`: the file says both")
+        return
+    if not run or not env:
+        raise typer.BadParameter("give --run and --env, or an experiment file: rllib train file X.yaml")
+    from rllib_vlm.config.loader import from_names
+
+    quiet()
+    experiment = from_names(run, env, overrides=overrides or (), stop=stop or (), num_samples=num_samples)
+    _run([experiment], storage=storage, name=name, cluster=(ray_address, num_cpus, dashboard))
+
+
+@train_app.command("file")
+def train_file(
+    file: Annotated[Path, typer.Argument(help="Experiments in YAML, or Python with a top-level `config`.")],
+    overrides: Set = None,
+    stop: Stop = None,
+    resume: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder to go on with.")] = None,
+    num_samples: NumSamples = None,
+    storage: Storage = "results",
+    name: Name = None,
+    ray_address: Address = None,
+    num_cpus: Cpus = None,
+    dashboard: Dashboard = False,
+) -> None:
+    """Runs every experiment of a file, one after the other."""
+    if resume is not None and (overrides or stop or num_samples or name):
+        raise typer.BadParameter("a resumed run keeps what it was started with: no --set, --stop, --num-samples, --name")
+    from rllib_vlm.config.loader import load
+
+    quiet()
+    experiments = load(_existing(file), overrides=overrides or (), stop=stop or (), num_samples=num_samples)
+    if resume is not None and len(experiments) > 1:
+        from rllib_vlm.config.runner import safe_name
+
+        folder = Path(resume).name
+        experiments = [e for e in experiments if folder.startswith(safe_name(e.name))][:1]
+        if not experiments:
+            raise RLlibVLMError(f"{folder} was started by none of the experiments in {file}")
+    _run(
+        experiments,
+        storage=storage,
+        name=name,
+        resume=resume,
+        cluster=(ray_address, num_cpus, dashboard),
+    )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a trial's or run's folder.")],
+    episodes: Annotated[int | None, typer.Option(min=1, help="Episodes to play.")] = None,
+    split: Annotated[str | None, typer.Option(help="train or heldout.")] = None,
+    overrides: Set = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    ray_address: Address = None,
+    num_cpus: Cpus = None,
+) -> None:
+    """Plays episodes with a checkpoint's policy; prints a table, and JSON as the last line."""
+    from rllib_vlm.config import runner
+    from rllib_vlm.config.evaluation import evaluate_checkpoint
+
+    folder = runner.find_checkpoint(checkpoint)
+    runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
+    metrics = evaluate_checkpoint(folder, episodes=episodes, split=split, overrides=overrides or ())
+    table = Table("metric", "value", title=str(folder))
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    text = json.dumps({"checkpoint": str(folder), **metrics})
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", encoding="utf-8")
+    typer.echo(text)
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="Experiment files or fragments.")]) -> None:
+    """Checks files without running them, and reports every mistake in all of them."""
+    from rllib_vlm.config.loader import validate as check
+
+    quiet()
+    problems: list[str] = []
+    for file in files:
+        try:
+            experiments = check(_existing(file))
+        except ConfigErrors as error:
+            problems += error.errors
+        else:
+            typer.echo(f"{file}: ok ({', '.join(experiments) or 'fragment'})")
+    if problems:
+        raise ConfigErrors("validate", problems)
+
+
+@example_app.command("list")
+def example_list() -> None:
+    """Names every tuned example, with the first line of its header."""
+    from rllib_vlm.config.resources import examples
+
+    table = Table("name", "what it is", box=None)
+    for name, file in examples().items():
+        table.add_row(name, _headline(file))
+    Console().print(table)
+
+
+@example_app.command("get")
+def example_get(
+    name: Annotated[str, typer.Argument(help="As `rllib example list` shows it.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there instead of printing.")] = None,
+) -> None:
+    """Prints one tuned example, to copy and edit."""
+    from rllib_vlm.config.resources import example
+
+    text = example(name).read_text(encoding="utf-8")
+    if output is None:
+        typer.echo(text, nl=False)
+    elif output.exists():
+        raise RLlibVLMError(f"{output} exists already; choose another name")
+    else:
+        output.write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {output}")
+
+
+@app.command("list")
+def list_names(
+    table: Annotated[str | None, typer.Argument(help="One table only: simulators, credit, ...")] = None,
+) -> None:
+    """Shows every name an experiment file may use, and the code behind it."""
+    shown = Table("table", "name", "code", box=None)
+    for each in [table] if table else registry.TABLES:
+        for name in registry.names(each):
+            shown.add_row(each, name, registry.TABLES[each].get(name, "(plugin)"))
+    Console().print(shown)
+
+
+@app.command()
+def demos(
+    simulator: Annotated[str, typer.Argument(help="Simulator, or package.module:Class.")],
+    directory: Annotated[Path, typer.Argument(help="Folder to fill; an interrupted one is continued.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes the folder is to hold.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the first episode; each next one counts up.")] = 0,
+    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    max_actions: Annotated[int, typer.Option(min=1, help="Actions the expert may give per turn.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that play.")] = 1,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A keyword of the simulator. Repeatable."),
+    ] = None,
+) -> None:
+    """Has a simulator's expert write demonstrations to disk."""
+    from functools import partial
+
+    from rllib_vlm.config.document import parse_yaml
+    from rllib_vlm.data.demos import collect
+
+    env_config: dict[str, Any] = {}
+    for setting in settings or ():
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise RLlibVLMError(f"--set {setting}: write it as key=value")
+        env_config[key] = parse_yaml(text, f"--set {key}").data
+    manifest = collect(
+        partial(registry.resolve("simulators", simulator), **env_config),
+        directory,
+        simulator=simulator,
+        episodes=episodes,
+        seeds=seed,
+        max_actions=max_actions,
+        split=split,
+        env_config=env_config,
+        processes=processes,
+        console=Console(stderr=True),
+    )
+    typer.echo(f"{directory}: {manifest.episodes} episodes, {manifest.turns} turns, {manifest.successes} solved")
+
+
+def _run(
+    experiments: list[Experiment],
+    *,
+    storage: str,
+    name: str | None,
+    resume: str | None = None,
+    cluster: tuple[str | None, int | None, bool],
+) -> None:
+    from rllib_vlm.config import runner
+
+    address, num_cpus, dashboard = cluster
+    runner.start_ray(address=address, num_cpus=num_cpus, dashboard=dashboard)
+    results: list[Path] = []
+    failed = False
+    for i, experiment in enumerate(experiments):
+        own_name = name if name is None or len(experiments) == 1 else f"{name}_{i}"
+        outcome = runner.run(experiment, storage=storage, name=own_name, resume=resume)
+        for failure in outcome.failures:
+            typer.echo(f"trial failed: {failure}", err=True)
+        failed = failed or bool(outcome.failures)
+        results += outcome.results_files
+        if outcome.interrupted:
+            typer.echo(f"interrupted; to go on: rllib train file {experiment.source} --resume {outcome.folder}")
+            raise typer.Exit(130)
+        typer.echo(f"run folder: {outcome.folder}")
+    for file in results:
+        typer.echo(str(file))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _existing(file: Path) -> Path:
+    """`file`, or the shipped example of that name when only the package is installed."""
+    from rllib_vlm.config.resources import examples
+
+    if file.exists():
+        return file
+    shipped = examples().get(str(file.with_suffix("")).removeprefix("tuned_examples/"))
+    if shipped is not None:
+        return shipped
+    raise RLlibVLMError(f"{file}: no such file. `rllib example list` names the ones that ship with the package.")
+
+
+def _headline(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.strip().strip('#"').strip()
+        if text:
+            return text
+    return ""
+
+
+def _refuse(error: RLlibVLMError) -> NoReturn:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.print(Panel(Text(str(error)), title="error", title_align="left", border_style="red"))
+    else:  # one line per problem, whole, for logs and editors
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)

@@ -1,0 +1,80 @@
+"""A checkpoint -> the figures of its policy on fresh episodes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.tune.utils.util import flatten_dict
+
+from rllib_vlm.config.document import Document, Mark
+from rllib_vlm.config.overrides import parse_overrides
+from rllib_vlm.config.sections import apply_sections, sections
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError
+
+# The first of these that an algorithm's `evaluation()` takes chooses the split.
+_SPLIT_KEYS = ("evaluation_split", "split")
+
+
+def evaluate_checkpoint(
+    folder: Path, *, episodes: int | None = None, split: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Restores the algorithm in `folder`, evaluates it once, and returns flat metrics by name; Ray must be up.
+
+    Raises:
+        ConfigErrors: an override the algorithm's config does not take.
+        RLlibVLMError: the folder holds no algorithm of this RLlib.
+    """
+    config = _stored_config(folder)
+    errors: list[str] = []
+    wishes = Document({}, {(): Mark("command line")}).overlay(parse_overrides(overrides, errors))
+    wishes = wishes.overlay(_wishes(type(config), episodes, split, errors))
+    apply_sections(config, Document({"config": {}}).overlay(wishes), ("config",), errors)
+    if errors:
+        raise ConfigErrors(str(folder), errors)
+    algorithm = Algorithm.from_checkpoint(str(folder), config=config)
+    try:
+        results = algorithm.evaluate()
+    finally:
+        algorithm.stop()
+    flat = flatten_dict(results)
+    return {k: _plain(v) for k, v in sorted(flat.items()) if isinstance(v, Real | str)}
+
+
+def _wishes(config_class: type, episodes: int | None, split: str | None, errors: list[str]) -> Document:
+    known = sections(config_class)["evaluation"]
+    wishes: dict[str, Any] = {}
+    if episodes is not None:
+        wishes |= {"evaluation_duration": episodes, "evaluation_duration_unit": "episodes"}
+    if split is not None:
+        key = next((k for k in _SPLIT_KEYS if k in known), None)
+        if key is None:
+            errors.append(f"--split: {config_class.__name__} has no splits to choose from")
+        else:
+            wishes[key] = split
+    return Document({"config": {"evaluation": wishes}} if wishes else {}, {})
+
+
+def _stored_config(folder: Path) -> Any:
+    """The AlgorithmConfig RLlib stored with the checkpoint (`from_checkpoint` reads the same file)."""
+    file = folder / Algorithm.CLASS_AND_CTOR_ARGS_FILE_NAME
+    try:
+        with file.open("rb") as stream:
+            stored = pickle.load(stream)
+        arguments, keywords = stored["ctor_args_and_kwargs"]
+        algorithm_class = stored["class"]
+    except (OSError, pickle.UnpicklingError, KeyError, ImportError, AttributeError, EOFError) as error:
+        raise RLlibVLMError(f"{file} is not an algorithm's checkpoint of this RLlib: {error}") from error
+    config = keywords["config"] if "config" in keywords else next(iter(arguments))
+    if isinstance(config, dict):  # Tune hands its trials plain dicts
+        config = algorithm_class.get_default_config().update_from_dict(config)
+    return config.copy(copy_frozen=False)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as JSON's."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,170 @@
+"""What a file says, ready to run: the algorithm's class and config, and everything Tune needs beside them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from rllib_vlm import registry
+from rllib_vlm.config.document import Document, Path
+from rllib_vlm.config.plugins import make_loggers, make_scheduler, make_searcher
+from rllib_vlm.config.samplers import to_tune
+from rllib_vlm.config.schema import Checkpoints, Plugin, check_frame
+from rllib_vlm.config.sections import apply_sections, check_env_config, environment_class, import_object
+from rllib_vlm.errors import RLlibVLMError, UnknownNameError
+
+# Variants of a search space that are put through the algorithm's own validation before anything starts.
+_VARIANTS_CHECKED = 8
+
+
+@dataclass(slots=True)
+class Experiment:
+    """One experiment.
+
+    `config` is the `AlgorithmConfig`, Tune's samplers still in it; `env` is the name it was given as,
+    for registration with Ray. Everything else is Tune's.
+    """
+
+    name: str
+    algorithm: type
+    config: Any
+    env: str | None = None
+    stop: dict[str, float] = field(default_factory=dict)
+    num_samples: int = 1
+    max_concurrent_trials: int | None = None
+    time_budget_s: float | None = None
+    metric: str | None = None
+    mode: str | None = None
+    scheduler: Any = None
+    search: Any = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    loggers: list[Any] = field(default_factory=list)
+    max_failures: int = 0
+    source: str = ""
+
+
+def algorithm_class(name: str) -> type:
+    """The Algorithm `run:` means: a name of ours, `package.module:Class`, or one of RLlib's own.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        RLlibVLMError: the path points at nothing.
+    """
+    if name in registry.names("algorithms"):
+        return registry.resolve("algorithms", name)
+    if ":" in name:
+        return import_object(name)
+    from ray.rllib.algorithms.registry import ALGORITHMS
+
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]()[0]
+    known = registry.names("algorithms")
+    hint = "RLlib's own names (PPO, ...) and a path 'package.module:Class' work too."
+    raise UnknownNameError("algorithms", name, known, hint=hint)
+
+
+def build_experiment(name: str, document: Document, errors: list[str], *, source: str) -> Experiment | None:
+    """The experiment `document` describes, or None with every mistake in it added to `errors`."""
+    before = len(errors)
+    frame = check_frame(document, errors)
+    run = frame.run if frame else document.data.get("run") if isinstance(document.data, dict) else None
+    if not isinstance(run, str):
+        return None
+    try:
+        algorithm = algorithm_class(run)
+        config = algorithm.get_default_config()  # type: ignore[attr-defined]
+    except (RLlibVLMError, AttributeError) as error:
+        errors.append(f"{document.mark(('run',))}: run: {error}")
+        return None
+    env = document.data.get("env")
+    if isinstance(env, str):
+        _set_env(config, env, document, errors)
+    if isinstance(document.data.get("config"), dict):
+        apply_sections(config, document, ("config",), errors)
+    if frame is None:
+        return None
+    experiment = Experiment(
+        name=name,
+        algorithm=algorithm,
+        config=config,
+        env=frame.env,
+        stop=dict(frame.stop),
+        num_samples=frame.num_samples,
+        max_concurrent_trials=frame.max_concurrent_trials,
+        time_budget_s=frame.time_budget_s,
+        metric=frame.metric,
+        mode=frame.mode,
+        checkpoints=frame.checkpoint_config,
+        max_failures=frame.max_failures,
+        source=source,
+    )
+    keys = config.to_dict()
+    experiment.scheduler = _plugin("scheduler", frame.scheduler, document, errors, keys)
+    experiment.search = _plugin("search", frame.search, document, errors, keys)
+    experiment.loggers = _try(lambda: make_loggers(frame.loggers), ("loggers",), document, errors) or []
+    if len(errors) == before:
+        check_variants(experiment, document, errors)
+    return experiment if len(errors) == before else None
+
+
+def check_variants(experiment: Experiment, document: Document, errors: list[str]) -> None:
+    """Resolves the first variants of the search space as Tune will, and lets the algorithm validate each."""
+    from ray.tune.search.variant_generator import generate_variants
+
+    seen = set()
+    variants = generate_variants(experiment.config.to_dict())
+    for values, resolved in itertools.islice(variants, _VARIANTS_CHECKED):
+        try:
+            experiment.config.copy(copy_frozen=False).update_from_dict(resolved).validate()
+        except Exception as error:  # noqa: BLE001  (whatever validation refuses is a mistake in the file)
+            at = f" at {_variant(values)}" if values else ""
+            message = " ".join(str(error).split()) or type(error).__name__
+            if message not in seen:
+                seen.add(message)
+                errors.append(f"{document.mark(_blame(document, message))}: config{at}: {message}")
+
+
+def _blame(document: Document, message: str) -> Path:
+    """The path of the longest keyword a validation message names, or of `config`."""
+    named = [p for p in document.marks if p[:1] == ("config",) and len(p) > 2 and str(p[-1]) in message.split()]
+    return max(named, key=lambda p: len(str(p[-1])), default=("config",))
+
+
+def _variant(values: dict[tuple[str, ...], Any]) -> str:
+    return ", ".join(f"{'.'.join(map(str, path))}={value}" for path, value in values.items())
+
+
+def _set_env(config: Any, env: str, document: Document, errors: list[str]) -> None:
+    try:
+        environment_class(env)
+    except RLlibVLMError as error:
+        errors.append(f"{document.mark(('env',))}: {error}")
+        return
+    config.environment(env=env)
+    check_env_config(env, document, ("config", "environment", "env_config"), errors)
+    check_env_config(env, document, ("config", "evaluation", "evaluation_config", "env_config"), errors)
+
+
+def _plugin(
+    what: str, plugin: Plugin | None, document: Document, errors: list[str], keys: dict[str, Any]
+) -> Any:
+    if plugin is None:
+        return None
+    before = len(errors)
+    converted = {k: to_tune(document, (what, k), errors) for k in plugin.kwargs}
+    if len(errors) > before:
+        return None
+    whole = Plugin.model_construct(type=plugin.type)
+    whole.__pydantic_extra__ = converted
+    if what == "scheduler":
+        return _try(lambda: make_scheduler(whole, keys), (what,), document, errors)
+    return _try(lambda: make_searcher(whole), (what,), document, errors)
+
+
+def _try(make: Any, path: Path, document: Document, errors: list[str]) -> Any:
+    try:
+        return make()
+    except RLlibVLMError as error:
+        errors.append(f"{document.mark(path)}: {error}")
+        return None

@@ -1,0 +1,121 @@
+"""Learner: rows become the packed minibatches of an update, one optimizer step each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+
+from rllib_vlm.batching.packing import Batch, pack, pad
+from rllib_vlm.batching.rows import Row
+from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.update_plan import UpdatePlan, step_assignment
+from rllib_vlm.credit.whitening import Moments
+
+AllGather = Callable[[Any], list[Any]]
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """The optimizer steps of an update, laid out one at a time: images take memory only while they are used.
+
+    Every learner has equally many steps; one may have no rows in a step of others.
+    """
+
+    rows: Sequence[Row]
+    steps: Sequence[Sequence[int]]  # indices of this learner's rows, per optimizer step
+    row_tokens: int
+    packing: bool
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        """Each step's columns [B, ...] and the number of turns in it."""
+        for members in self.steps:
+            some = [self.rows[i] for i in members]
+            columns = pack(some, max_tokens=self.row_tokens) if self.packing else pad(some)
+            yield columns, sum(int(row.turn_ends.sum()) for row in some)
+
+
+class MaskAndPack(ConnectorV2):
+    """Drops what teaches nothing, whitens advantages over all learners, and cuts the update into steps.
+
+    Args:
+        row_tokens: longest packed row.
+        packing: several rows in one, or one each, padded.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: Any = None,
+        input_action_space: Any = None,
+        *,
+        row_tokens: int,
+        packing: bool = True,
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space)
+        self._row_tokens = row_tokens
+        self._packing = packing
+
+    @override(ConnectorV2)
+    def __call__(
+        self,
+        *,
+        rl_module: Any,
+        batch: dict[str, Any],
+        episodes: list[SingleAgentEpisode],
+        shared_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        assert shared_data is not None
+        plan: UpdatePlan = shared_data["plan"]
+        gather: AllGather = shared_data["all_gather"]
+        kept = [
+            [row for row in own if row.loss_mask.any() or row.value_mask.any()]
+            for own in batch[VLMColumns.ROWS]
+        ]
+        if plan.normalize_advantages:
+            kept = _whiten(kept, gather)
+        steps = _steps(kept, batch[VLMColumns.EPISODE_INDEX], plan, gather)
+        rows = [row for own in kept for row in own]
+        return {DEFAULT_MODULE_ID: Minibatches(rows, steps, self._row_tokens, self._packing)}
+
+
+def _whiten(rows: list[list[Row]], gather: AllGather) -> list[list[Row]]:
+    own = sum((Moments.of(row.advantages, row.loss_mask) for r in rows for row in r), Moments())
+    total = sum(gather(own), Moments())
+    return [
+        [replace(row, advantages=total.whiten(row.advantages, row.loss_mask)) for row in r] for r in rows
+    ]
+
+
+def _steps(
+    rows: Sequence[Sequence[Row]], indices: Sequence[int], plan: UpdatePlan, gather: AllGather
+) -> list[list[int]]:
+    """This learner's rows of every step: the steps are drawn over the rows of all learners."""
+    counts: dict[int, int] = {}
+    for part in gather({index: len(own) for index, own in zip(indices, rows, strict=True)}):
+        counts |= part
+    starts, start = {}, 0
+    for index in sorted(counts):
+        starts[index] = start
+        start += counts[index]
+    # Where each of this learner's rows stands among the rows of all.
+    places = [starts[index] + k for index, own in zip(indices, rows, strict=True) for k in range(len(own))]
+    ordered = [counts[index] for index in sorted(counts)]
+    steps: list[list[int]] = []
+    for epoch in range(plan.num_epochs):
+        assignment, number = step_assignment(
+            ordered, epoch=epoch, minibatch_size=plan.minibatch_size, seed=plan.seed
+        )
+        drawn: list[list[int]] = [[] for _ in range(number)]
+        for i, place in enumerate(places):
+            drawn[int(assignment[place])].append(i)
+        steps += drawn
+    return steps

@@ -1,0 +1,66 @@
+"""Between RLlib's episodes and our trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+from rllib_vlm.core.columns import FINAL_PROMPT, GROUP, INDEX, SUCCESS, VLMColumns
+from rllib_vlm.types import Completion, Prompt, TokenCredit, Trajectory, Turn
+
+
+def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
+    """The episode as credit assignment and batching see it; arrays are shared, not copied."""
+    prompts = episode.get_extra_model_outputs(VLMColumns.PROMPT)
+    parsed = episode.get_extra_model_outputs(VLMColumns.PARSED)
+    completions = episode.get_actions()
+    rewards = episode.get_rewards()
+    infos = episode.get_infos()
+    return Trajectory(
+        turns=tuple(
+            Turn(
+                prompt=prompts[i],
+                completion=completions[i],
+                parsed=parsed[i],
+                reward=float(rewards[i]),
+                info=infos[i + 1],
+            )
+            for i in range(len(episode))
+        ),
+        group=str(episode.custom_data.get(GROUP, episode.id_)),
+        terminated=bool(episode.is_terminated),
+        truncated=bool(episode.is_truncated),
+        success=bool(episode.custom_data.get(SUCCESS, False)),
+    )
+
+
+def attach_credit(episode: SingleAgentEpisode, credit: Sequence[TokenCredit]) -> None:
+    """Stores one `TokenCredit` per turn in the episode, where it survives the way to a learner."""
+    episode.extra_model_outputs[VLMColumns.CREDIT] = InfiniteLookbackBuffer(list(credit))
+
+
+def credit_of(episode: SingleAgentEpisode) -> list[TokenCredit] | None:
+    """What `attach_credit` stored, or None."""
+    if VLMColumns.CREDIT not in episode.extra_model_outputs:
+        return None
+    return list(episode.get_extra_model_outputs(VLMColumns.CREDIT))
+
+
+def executed(episode: SingleAgentEpisode) -> list[Completion]:
+    """The answers that were acted on, turn by turn: the model's own, or in a demonstration maybe its stand-ins."""
+    if VLMColumns.EXECUTED in episode.extra_model_outputs:
+        return list(episode.get_extra_model_outputs(VLMColumns.EXECUTED))
+    return list(episode.get_actions())
+
+
+def final_prompt(episode: SingleAgentEpisode) -> Prompt | None:
+    """What the model would have read after the last turn of a cut episode."""
+    prompt = episode.custom_data.get(FINAL_PROMPT)
+    return prompt if isinstance(prompt, Prompt) else None
+
+
+def index_of(episode: SingleAgentEpisode) -> int:
+    """The episode's position in the whole update, over all learners."""
+    return int(episode.custom_data.get(INDEX, 0))

@@ -1,0 +1,283 @@
+"""The learner: named loss terms over packed token rows, accumulated in micro-batches, equal over learners.
+
+One update, as RLlib drives it::
+
+    episodes --learner connector--> Minibatches        one per optimizer step, the same rows however many learners
+    per step: micro-batches --forward_train--> columns --LOSS_TERMS--> sum_k coefficient_k * reduce(term_k)
+              gradients summed over learners -> non-finite? skip : clip by global norm -> AdamW
+
+Modules are not wrapped for data-parallel training. Gradients are exchanged once per optimizer step,
+after accumulation, which is exact for any number of micro-batches and for parameters a batch never
+touched (the vision tower in a step of text).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import ALL_MODULES
+from torch import Tensor
+
+from rllib_vlm.batching.micro import micro_batches
+from rllib_vlm.batching.packing import Batch, to_torch
+from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
+from rllib_vlm.core.update_metrics import UpdateMetrics
+from rllib_vlm.core.update_plan import UpdatePlan
+from rllib_vlm.losses.reduce import normalizer, reduce
+from rllib_vlm.types import SamplingParams
+
+_REFERENCE = "reference"
+_POLICY_GROUPS = 2  # parameter groups before those of the value head
+
+
+class VLMTorchLearner(TorchLearner):
+    """Knows loss terms by name; which ones, and with what coefficients, comes with each update's plan."""
+
+    @override(TorchLearner)
+    def build(self) -> None:
+        self._plan: UpdatePlan | None = None
+        self._step_metrics = UpdateMetrics()
+        self._totals: dict[str, float] = {}  # normalisers of the present optimizer step
+        self._reference: Any = None  # a frozen copy of the module, for the KL term
+        super().build()
+        if self.distributed:  # random initialisation must not differ between learners
+            for tensor in self._vlm_module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    @property
+    def _vlm_module(self) -> Any:
+        return self.module[DEFAULT_MODULE_ID].unwrapped()
+
+    @override(TorchLearner)
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Gradients are exchanged by `_exchange_gradients`; see this module."""
+
+    @override(TorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW; weight decay on matrices only, the value head in groups of its own."""
+        policy: dict[bool, list[Tensor]] = {True: [], False: []}
+        critic: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in self.module[module_id].named_parameters():
+            if parameter.requires_grad:
+                groups = critic if name.startswith("value_head.") else policy
+                groups[parameter.ndim >= 2].append(parameter)
+        parts = [policy[True], policy[False], critic[True], critic[False]]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
+                for parameters, decays in zip(parts, (True, False) * 2, strict=True)
+            ],
+            lr=config.lr,
+            betas=tuple(config.adam_betas),
+            eps=config.adam_epsilon,
+        )
+        self.register_optimizer(
+            module_id=module_id, optimizer=optimizer, params=[p for part in parts for p in part]
+        )
+
+    @override(Learner)
+    def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Like RLlib's, told by `plan` what to optimise and how."""
+        if self.config.learner_torch_threads:
+            torch.set_num_threads(self.config.learner_torch_threads)
+        self._plan = plan
+        self._step_metrics = UpdateMetrics()
+        if plan.losses.active.get("kl") and self._reference is None:
+            self._reference = _frozen_copy(self._vlm_module)
+        self._set_learning_rates(plan)
+        return super().update(*args, **kwargs)
+
+    @override(Learner)
+    def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
+        shared_data = {"plan": self._plan, "all_gather": self._all_gather}
+        episodes = [episode for episode in training_data.episodes if len(episode)]
+        start = time.perf_counter()
+        minibatches = self._learner_connector(
+            rl_module=self.module, batch={}, episodes=episodes, shared_data=shared_data, metrics=self.metrics
+        )[DEFAULT_MODULE_ID]
+        self._step_metrics.prepare_s = time.perf_counter() - start
+        return self._optimizer_steps(minibatches)
+
+    def _optimizer_steps(self, minibatches: Iterable[tuple[Batch, int]]) -> Iterator[MultiAgentBatch]:
+        for columns, turns in minibatches:
+            # RLlib logs the number of rows; the columns it never looks at go through as they are.
+            yield MultiAgentBatch({DEFAULT_MODULE_ID: _Step(columns)}, env_steps=turns)
+
+    @override(TorchLearner)
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+        """One optimizer step."""
+        assert self._plan is not None
+        start = time.perf_counter()
+        columns = batch[DEFAULT_MODULE_ID].columns
+        losses = self._plan.losses
+        self._totals = self._normalizers(columns, losses)
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        optimizer.zero_grad(set_to_none=True)
+        world = dist.get_world_size() if self.distributed else 1
+        total_loss = 0.0
+        for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
+            tensors = to_torch(piece, self._device)
+            out = self._forward(tensors, losses)
+            loss = self.compute_loss_for_module(
+                module_id=DEFAULT_MODULE_ID, config=self.config, batch=tensors, fwd_out=out
+            )
+            loss.backward()
+            total_loss += float(loss.detach())
+            self._step_metrics.count_tokens(tensors)
+        self._exchange_gradients(optimizer)
+        self._apply(optimizer)
+        self._step_metrics.end_step(time.perf_counter() - start)
+        return {}, {DEFAULT_MODULE_ID: torch.tensor(total_loss * world)}, {}
+
+    def _forward(self, tensors: dict[str, Tensor], losses: LossSettings) -> dict[str, Tensor]:
+        active = losses.active
+        imitates = "imitation" in active
+        with_entropy = "entropy" in active or (self.config.log_entropy and not imitates)
+        out: dict[str, Tensor] = self.module[DEFAULT_MODULE_ID].forward_train(
+            tensors,
+            with_entropy=with_entropy,
+            with_values="value" in active,
+            # An expert's answer was sampled at no temperature.
+            sampling=SamplingParams() if imitates else None,
+        )
+        if "kl" in active:
+            with torch.no_grad():
+                reference = self._reference.forward_train(tensors, with_values=False)
+            tensors["reference_logprobs"] = reference[VLMColumns.LOGPROBS]
+        return out
+
+    @override(Learner)
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """A micro-batch's share of the step's loss, over all learners: sum of coefficient x reduced term."""
+        assert self._plan is not None
+        out, tensors, losses = fwd_out, batch, self._plan.losses
+        parts = []
+        for name, coefficient in losses.active.items():
+            term = LOSS_TERMS[name]
+            column, metrics = term.column(out, tensors, losses)
+            mask = tensors[term.mask]
+            part = reduce(column, mask, tensors["segment_ids"], losses.reduction, self._totals[term.mask])
+            parts.append(coefficient * part)
+            self._step_metrics.add_term(name, float(part.detach()), metrics, float(mask.sum()))
+        self._step_metrics.add_columns(out, tensors, losses)
+        return torch.stack(parts).sum()
+
+    def _normalizers(self, columns: Batch, losses: LossSettings) -> dict[str, float]:
+        """What each mask's sums are divided by, over all learners."""
+        segments = torch.from_numpy(columns["segment_ids"])
+        names = ("loss_mask", "value_mask")
+        parts = torch.stack(
+            [
+                normalizer(
+                    torch.from_numpy(columns[name]),
+                    segments,
+                    losses.reduction,
+                    constant=losses.reduction_constant,
+                )
+                for name in names
+            ]
+        ).to(self._device)
+        if self.distributed:
+            dist.all_reduce(parts)
+        return dict(zip(names, parts.tolist(), strict=True))
+
+    def _exchange_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sums gradients over learners: every one of them divided by the same global normaliser."""
+        if not self.distributed:
+            return
+        parameters = _parameters(optimizer)
+        touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        touched = touched.to(self._device)
+        dist.all_reduce(touched)
+        shared = [p for p, count in zip(parameters, touched.tolist(), strict=True) if count]
+        for p in shared:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if shared:
+            flat = torch.cat([p.grad.flatten().float() for p in shared])  # type: ignore[union-attr]
+            dist.all_reduce(flat)
+            for p, piece in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
+                assert p.grad is not None
+                p.grad.copy_(piece.view_as(p))
+
+    def _apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips and steps; a step whose gradient is not finite is left out and counted."""
+        parameters = [p for p in _parameters(optimizer) if p.grad is not None]
+        bound = self.config.grad_clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound)) if parameters else 0.0
+        if math.isfinite(norm):
+            optimizer.step()
+        self._step_metrics.add_gradient(norm)
+
+    def _set_learning_rates(self, plan: UpdatePlan) -> None:
+        for i, group in enumerate(self.get_optimizer(DEFAULT_MODULE_ID).param_groups):
+            critic = i >= _POLICY_GROUPS and plan.value_lr is not None
+            group["lr"] = plan.value_lr if critic else plan.lr
+
+    def _all_gather(self, item: Any) -> list[Any]:
+        """The item of every learner, in the same order everywhere."""
+        if not self.distributed:
+            return [item]
+        items: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(items, item)
+        return items
+
+    @override(TorchLearner)
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        assert self._plan is not None
+        values = self._step_metrics.compute(self._plan)
+        self.metrics.log_dict(values, key=DEFAULT_MODULE_ID, window=1)
+        tokens = self._step_metrics.tokens
+        self.metrics.log_value((ALL_MODULES, "num_tokens_trained_lifetime"), tokens, reduce="lifetime_sum")
+
+    @override(Learner)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        wanted = self._check_component(_REFERENCE, components, not_components)
+        if wanted and self._reference is not None:
+            state[_REFERENCE] = self._reference.get_state()
+        return state
+
+    @override(Learner)
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        if _REFERENCE in state:
+            self._reference = _frozen_copy(self._vlm_module)
+            self._reference.set_state(state[_REFERENCE])
+
+
+class _Step(SampleBatch):
+    """The columns of one optimizer step, as RLlib carries batches.
+
+    A `SampleBatch` demands columns of one length; images and counts of a packed batch have theirs per
+    row too, but RLlib need not look into them.
+    """
+
+    def __init__(self, columns: Batch) -> None:
+        super().__init__({"token_ids": columns["token_ids"]})
+        self.columns = columns
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _frozen_copy(module: Any) -> Any:
+    reference = copy.deepcopy(module)
+    for parameter in reference.parameters():
+        parameter.requires_grad_(False)
+    return reference

@@ -1,0 +1,310 @@
+"""A vision-language model as an RLlib module: it answers prompts, scores tokens and values states."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import torch
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.annotations import override
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rllib_vlm import registry
+from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
+from rllib_vlm.batching.rows import gather_predicting, scatter_to_tokens
+from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.scoring import score_tokens
+from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
+from rllib_vlm.errors import ModelError
+from rllib_vlm.models.adapters import ValueHead
+from rllib_vlm.models.base import TokenRows, VLMFamily
+from rllib_vlm.types import Completion, Prompt, SamplingParams
+
+HF_DIRECTORY = "hf"
+# Keys of `model_config` that are not the family's.
+MODULE_KEYS = frozenset(
+    {
+        "family",
+        "value_head",
+        "backend",
+        "backend_options",
+        "temperature",
+        "top_p",
+        "max_new_tokens",
+        "logprob_chunk",
+    }
+)
+_VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
+    """Actor, and in a learner also critic, around one `VLMFamily`.
+
+    `model_config` holds, beside what the family's `build` reads (`checkpoint`, `size`, `freeze`, ...):
+
+    - `family`: a name of the table `models`.
+    - `value_head`: see `ValueHeadConfig`; false or nothing for algorithms without a critic.
+    - `backend`, `backend_options`: what generates on env runners, a name of the table `backends`.
+    - `temperature`, `top_p`: of the distribution whose log-probs `forward_train` gives.
+    - `logprob_chunk`: token positions whose logits are held at a time.
+
+    Raises:
+        ModelError: the family cannot build the model.
+    """
+
+    @override(TorchRLModule)
+    def setup(self) -> None:
+        config = dict(self.model_config)
+        self.family: VLMFamily = self._build_family(config)
+        self.model = self.family.model
+        self.sampling = SamplingParams(
+            temperature=config.get("temperature", 1.0), top_p=config.get("top_p", 1.0)
+        )
+        self._chunk = int(config.get("logprob_chunk", 1024))
+        self._backend: GenerationBackend | None = None
+        self.policy_version = 0
+        self._critic = ValueHeadConfig.of(config.get("value_head"))
+        if self._critic is not None and not self.inference_only:
+            self.value_head = ValueHead(self.family.hidden_size, self._critic.width)
+
+    @staticmethod
+    def _build_family(config: Mapping[str, Any]) -> VLMFamily:
+        own = {key: value for key, value in config.items() if key not in MODULE_KEYS}
+        family: VLMFamily = registry.resolve("models", config["family"]).build(own)
+        return family
+
+    @property
+    def has_value_head(self) -> bool:
+        return getattr(self, "value_head", None) is not None
+
+    @override(InferenceOnlyAPI)
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["value_head"]
+
+    # Generation (env runners).
+
+    @property
+    def backend(self) -> GenerationBackend:
+        """What generates completions; started when it is first asked for."""
+        if self._backend is None:
+            make = registry.resolve("backends", self.model_config.get("backend", "hf"))
+            self._backend = make(self.family, **self.model_config.get("backend_options", {}))
+        return self._backend
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
+        """One completion per prompt, in order."""
+        futures = [self.backend.submit(GenerationRequest(prompt=p, sampling=sampling)) for p in prompts]
+        while not all(future.done() for future in futures):
+            self.backend.poll()
+        return [future.result() for future in futures]
+
+    @override(TorchRLModule)
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        greedy = SamplingParams(temperature=0.0, max_new_tokens=self._max_new_tokens())
+        return {VLMColumns.ACTIONS: self.generate(batch[VLMColumns.PROMPTS], greedy)}
+
+    @override(TorchRLModule)
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        sampling = SamplingParams(
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            max_new_tokens=self._max_new_tokens(),
+        )
+        return {VLMColumns.ACTIONS: self.generate(batch[VLMColumns.PROMPTS], sampling)}
+
+    def _max_new_tokens(self) -> int:
+        return int(self.model_config.get("max_new_tokens", SamplingParams().max_new_tokens))
+
+    def load_policy(self, state: Mapping[str, Any], *, version: int) -> None:
+        """New weights from a learner, for every completion asked for from now on."""
+        tensors = {name: _tensor(value) for name, value in state.items()}
+        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        self.backend.load_weights(weights, version=version)
+        self.policy_version = version
+
+    def close(self) -> None:
+        """Ends the backend, if one was started."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    # Scoring (learners).
+
+    @override(TorchRLModule)
+    def _forward_train(
+        self,
+        batch: dict[str, Any],
+        *,
+        with_entropy: bool = False,
+        with_values: bool | None = None,
+        sampling: SamplingParams | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Log-probs, and where asked entropy and values, of the sampled tokens of a packed batch.
+
+        Args:
+            batch: tensors as from `batching.packing`; sampled are the tokens with a turn id.
+            with_entropy: also the entropy [B, L] of the distributions the tokens came from.
+            with_values: also values [B, L]; by default if there is a value head.
+            sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
+
+        Returns:
+            `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
+        """
+        mask = batch["turn_ids"] >= 0
+        states = gather_predicting(self._hidden(batch), mask)
+        scores = score_tokens(
+            states,
+            self.family.logits,
+            batch["token_ids"][mask],
+            sampling or self.sampling,
+            vocab_size=self.family.vocab_size,
+            chunk=self._chunk,
+            with_entropy=with_entropy,
+        )
+        out = {VLMColumns.LOGPROBS: scatter_to_tokens(scores.logprobs, mask)}
+        if scores.entropy is not None:
+            out[VLMColumns.ENTROPY] = scatter_to_tokens(scores.entropy, mask)
+        if self.has_value_head if with_values is None else with_values:
+            out[VLMColumns.VALUES] = self._values(states, mask, batch)
+        return out
+
+    @override(ValueFunctionAPI)
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """[B, L] values of the states before the sampled tokens of a packed batch, 0 elsewhere."""
+        mask = batch["turn_ids"] >= 0
+        return self._values(gather_predicting(self._hidden(batch), mask), mask, batch)
+
+    def _hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        rows = TokenRows(
+            token_ids=batch["token_ids"],
+            segment_ids=batch["segment_ids"],
+            images=batch["images"],
+            image_sizes=batch["image_sizes"],
+        )
+        return self.family.hidden(rows)
+
+    def _values(self, states: Tensor, mask: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of states [N, D] that predict the tokens under `mask`."""
+        if not self.has_value_head:
+            raise ModelError("this module has no value head: set rl_module.model_config.value_head to true")
+        assert self._critic is not None
+        if self._critic.detach:
+            states = states.detach()
+        if self._critic.per == "turn":
+            first = first_of_turn(mask, batch["turn_ids"], batch["segment_ids"])
+            values = spread(self.value_head(states[first[mask]]), first, mask)
+        else:
+            values = self.value_head(states)
+        return scatter_to_tokens(values, mask)
+
+    # State and checkpoints.
+
+    @override(TorchRLModule)
+    def get_state(
+        self,
+        components: Any = None,
+        *,
+        not_components: Any = None,
+        inference_only: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        skip = "value_head." if inference_only else None
+        return {
+            name: _portable(tensor)
+            for name, tensor in self.state_dict().items()
+            if skip is None or not name.startswith(skip)
+        }
+
+    @override(TorchRLModule)
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Loads weights in place.
+
+        Raises:
+            ModelError: weights of the model are missing in `state`.
+        """
+        found = self.load_state_dict({name: _tensor(value) for name, value in state.items()}, strict=False)
+        missing = [name for name in found.missing_keys if not name.startswith("value_head.")]
+        if missing:
+            raise ModelError(
+                f"the state lacks {len(missing)} weights of this model, e.g. {missing[0]!r}: it is of another "
+                "architecture. Build the module with the model_config the state came from."
+            )
+
+    @override(RLModule)
+    def save_to_path(
+        self,
+        path: str | Path | None = None,
+        *,
+        state: Mapping[str, Any] | None = None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        use_msgpack: bool = False,
+    ) -> str:
+        """Writes a checkpoint whose `hf/` plain transformers opens; the critic stands beside it.
+
+        The weights written are the module's own; `state` only says that RLlib gathered them already.
+        """
+        marker = {"format": HF_DIRECTORY}
+        where = super().save_to_path(path, state=marker, filesystem=filesystem, use_msgpack=use_msgpack)
+        with tempfile.TemporaryDirectory() as folder:
+            self.family.save_pretrained(Path(folder) / HF_DIRECTORY)
+            if self.has_value_head:
+                head = {k: v.detach().cpu().contiguous() for k, v in self.value_head.state_dict().items()}
+                save_file(head, Path(folder) / _VALUE_HEAD_FILE)
+            pyarrow.fs.copy_files(
+                folder,
+                where,
+                source_filesystem=pyarrow.fs.LocalFileSystem(),
+                destination_filesystem=filesystem or pyarrow.fs.LocalFileSystem(),
+            )
+        return where
+
+    @override(RLModule)
+    def restore_from_path(
+        self,
+        path: str | Path,
+        *,
+        component: str | None = None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Loads what `save_to_path` wrote.
+
+        Raises:
+            ModelError: there is no such checkpoint.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            if filesystem is not None and not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+                pyarrow.fs.copy_files(str(path), folder, source_filesystem=filesystem)
+                path = folder
+            root = Path(path)
+            if not (root / HF_DIRECTORY).is_dir():
+                raise ModelError(f"{root} holds no {HF_DIRECTORY}/: it is not a checkpoint of this module")
+            config = {k: v for k, v in self.model_config.items() if k != "size"}
+            saved = self._build_family({**config, "checkpoint": str(root / HF_DIRECTORY)})
+            self.model.load_state_dict(saved.model.state_dict())
+            head = root / _VALUE_HEAD_FILE
+            if self.has_value_head and head.is_file():
+                self.value_head.load_state_dict(load_file(head))
+
+
+def _portable(tensor: Tensor) -> Any:
+    """As NumPy, which Ray shares without copies; types NumPy lacks (bfloat16) stay tensors."""
+    tensor = tensor.detach().cpu()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        return tensor
+
+
+def _tensor(value: Any) -> Tensor:
+    # Arrays from Ray's object store are read-only; copy_ only reads, so sharing them is safe.
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))

@@ -1,0 +1,429 @@
+"""Reads and writes demonstrations folders; the format is docs/demonstrations.md.
+
+A shard file holds a range of episodes and says so in its name. It appears whole or not at all
+(written beside, flushed to the disk, renamed), so the files that are there say which episodes are.
+
+Example::
+
+    manifest = Manifest(simulator="frozen_lake", seeds=tuple(range(100)), expert={"max_actions": 1})
+    with DemonstrationWriter("runs/lake", manifest) as writer:
+        for index in writer.missing:                       # all 100, or what an earlier run left out
+            writer.write(play(index, manifest.seeds[index]))
+    for episode in DemonstrationReader("runs/lake").iterate(shuffle=True, successful_only=True):
+        ...
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rllib_vlm.data.images import Codec
+from rllib_vlm.data.schema import (
+    MANIFEST,
+    SCHEMA,
+    Manifest,
+    RecordedEpisode,
+    RecordedTurn,
+    from_table,
+    projection,
+    to_table,
+)
+from rllib_vlm.errors import DataError
+
+__all__ = [
+    "DemonstrationReader",
+    "DemonstrationWriter",
+    "Manifest",
+    "RecordedEpisode",
+    "RecordedTurn",
+    "ShardBuffer",
+]
+
+_SHARD = re.compile(r"episodes-(\d{8})-(\d{8})\.parquet")
+_LOCK = ".lock"
+_TEMPORARY = ".tmp-"
+_OPEN_FILES = 16
+_AGAIN = "Delete it and run `rllib demos` again with the same arguments: only what is missing is collected."
+
+
+class ShardBuffer:
+    """Collects consecutive episodes and writes them as one shard when closed, also after an error.
+
+    Several processes may each fill their own range of one folder.
+    """
+
+    def __init__(self, directory: Path, codec: Codec) -> None:
+        self._directory = directory
+        self._codec = codec
+        self._first = 0
+        self._tables: list[pa.Table] = []
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    @property
+    def next_index(self) -> int:
+        """The episode that would follow the last one added."""
+        return self._first + len(self._tables)
+
+    def add(self, episode: RecordedEpisode) -> None:
+        """Adds the next episode.
+
+        Raises:
+            DataError: it does not follow the one before.
+        """
+        if not self._tables:
+            self._first = episode.index
+        elif episode.index != self.next_index:
+            raise DataError(f"episode {episode.index} does not follow {self.next_index - 1} in one shard")
+        self._tables.append(to_table(episode, self._codec))
+
+    def flush(self) -> None:
+        """Writes what was added, if anything, and starts anew."""
+        if not self._tables:
+            return
+        name = f"episodes-{self._first:08d}-{self.next_index:08d}.parquet"
+        _write_atomically(self._directory / name, self._write)
+        self._tables = []
+
+    def _write(self, file: IO[bytes]) -> None:
+        # One row group per episode: an episode is read, or skipped, without touching its neighbours.
+        # Images are compressed already; compressing them again costs time and gains nothing.
+        images = ("images.list.element", "final_images.list.element")
+        compression = {_leaf(name): "zstd" for name in SCHEMA.names} | dict.fromkeys(images, "none")
+        with pq.ParquetWriter(
+            file, SCHEMA, compression=compression, use_dictionary=False, write_statistics=False
+        ) as writer:
+            for table in self._tables:
+                writer.write_table(table, row_group_size=table.num_rows)
+
+    def __enter__(self) -> ShardBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+class DemonstrationWriter:
+    """Opens or continues a demonstrations folder; one process at a time.
+
+    Args:
+        directory: made if it is missing.
+        manifest: where the episodes come from; must agree with what the folder already holds.
+        episodes_per_shard: episodes a file holds, and at most are lost if the process is killed.
+
+    Raises:
+        DataError: the folder is foreign, damaged, of other settings, or being written to.
+    """
+
+    def __init__(self, directory: str | Path, manifest: Manifest, *, episodes_per_shard: int = 32) -> None:
+        self.directory = Path(directory)
+        manifest.check(self.directory)
+        self._episodes_per_shard = episodes_per_shard
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.directory)
+        try:
+            self.manifest = self._continue(manifest)
+            self._left = dict.fromkeys(self._missing())
+        except BaseException:
+            self._lock.close()
+            raise
+        self.buffer = ShardBuffer(self.directory, manifest.image_codec)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The planned episodes that are not written yet, in order."""
+        return tuple(self._left)
+
+    def write(self, episode: RecordedEpisode) -> None:
+        """Writes one of the missing episodes; they may come in any order.
+
+        Raises:
+            DataError: the episode is not one of the missing ones.
+        """
+        if episode.index not in self._left:
+            raise DataError(f"episode {episode.index} is already written, or not planned in {self.directory}")
+        if len(self.buffer) and episode.index != self.buffer.next_index:
+            self.buffer.flush()
+        self.buffer.add(episode)
+        del self._left[episode.index]
+        if len(self.buffer) >= self._episodes_per_shard:
+            self.buffer.flush()
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The missing episodes as (first, end) ranges of at most a shard each."""
+        ranges: list[tuple[int, int]] = []
+        for index in self._left:
+            if ranges and index == ranges[-1][1] and index - ranges[-1][0] < self._episodes_per_shard:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            else:
+                ranges.append((index, index + 1))
+        return ranges
+
+    def close(self) -> Manifest:
+        """Writes what is buffered, brings the manifest's counts up to date, and lets go of the folder."""
+        if self._lock.closed:
+            return self.manifest
+        try:
+            self.buffer.flush()
+            with DemonstrationReader(self.directory, allow_partial=True) as reader:
+                self.manifest = replace(self.manifest, **reader.count())
+            _write_text(self.directory / MANIFEST, self.manifest.to_json())
+        finally:
+            self._lock.close()
+        return self.manifest
+
+    def __enter__(self) -> DemonstrationWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _continue(self, wanted: Manifest) -> Manifest:
+        path = self.directory / MANIFEST
+        for stale in self.directory.glob(f"{_TEMPORARY}*"):  # of a writer that was killed; we hold the lock
+            stale.unlink()
+        if not path.exists():
+            others = sorted(p.name for p in self.directory.iterdir() if p.name != _LOCK)
+            if others:
+                raise DataError(
+                    f"{self.directory} is not empty ({others[0]!r}, ...) and has no {MANIFEST}: choose another folder."
+                )
+            _write_text(path, wanted.to_json())
+            return wanted
+        found = Manifest.from_json(path.read_text(encoding="utf-8"), path)
+        for key, value in wanted.identity().items():
+            if found.identity()[key] != value:
+                raise DataError(
+                    f"{self.directory} holds demonstrations with {key} = {found.identity()[key]!r}, not {value!r}: "
+                    "ask for the same settings to continue it, or choose another folder."
+                )
+        if wanted.seeds[: len(found.seeds)] != found.seeds:
+            raise DataError(
+                f"{self.directory} was planned for {len(found.seeds)} seeds from {found.seeds[0]} on, and these are "
+                f"{len(wanted.seeds)} from {wanted.seeds[0]} on: seeds may be added at the end only. "
+                "Ask for the same ones and maybe more, or choose another folder."
+            )
+        if wanted.seeds != found.seeds:
+            found = replace(found, seeds=wanted.seeds)
+            _write_text(path, found.to_json())
+        return found
+
+    def _missing(self) -> list[int]:
+        written = {i for _, first, end in _shards(self.directory, self.manifest) for i in range(first, end)}
+        return [i for i in range(len(self.manifest.seeds)) if i not in written]
+
+
+class DemonstrationReader:
+    """Whole episodes of a demonstrations folder, in order, shuffled or by index.
+
+    Args:
+        directory: a folder that `rllib demos` wrote.
+        allow_partial: whether episodes may be missing (collection still runs, or was interrupted).
+
+    Raises:
+        DataError: the folder is missing, foreign, torn, newer than this package, or incomplete.
+    """
+
+    def __init__(self, directory: str | Path, *, allow_partial: bool = False) -> None:
+        self.directory = Path(directory)
+        self._allow_partial = allow_partial
+        path = self.directory / MANIFEST
+        if not path.is_file():
+            what = "has no manifest.json" if self.directory.is_dir() else "does not exist"
+            raise DataError(f"{self.directory} {what}: write demonstrations with `rllib demos` first.")
+        self.manifest = Manifest.from_json(path.read_text(encoding="utf-8"), path)
+        self._open: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._where: dict[int, tuple[Path, int]] = {}  # episode -> its file and row group
+        for shard, first, end in _shards(self.directory, self.manifest):
+            self._check(shard, end - first)
+            self._where |= {index: (shard, index - first) for index in range(first, end)}
+        missing = len(self.manifest.seeds) - len(self._where)
+        if missing and not allow_partial:
+            raise DataError(
+                f"{self.directory} holds {len(self._where)} of {len(self.manifest.seeds)} episodes. Run `rllib demos` "
+                "again with the same arguments to collect the rest, or read it with allow_partial=True."
+            )
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __iter__(self) -> Iterator[RecordedEpisode]:
+        return self.iterate()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _open_reader, (self.directory, self._allow_partial)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The episodes that are there."""
+        return tuple(self._where)
+
+    def read(
+        self, index: int, *, columns: Collection[str] | None = None, decode_images: bool = True
+    ) -> RecordedEpisode:
+        """One episode.
+
+        Args:
+            index: its position in the manifest's seeds.
+            columns: what to read (see docs/demonstrations.md); the rest stays empty. None is everything.
+            decode_images: False leaves images as compressed bytes.
+
+        Raises:
+            DataError: there is no such episode, or its bytes are damaged.
+            UnknownNameError: there is no such column.
+        """
+        if index not in self._where:
+            raise DataError(f"{self.directory} has no episode {index}; it has {len(self)} of them")
+        path, group = self._where[index]
+        names = projection(columns)
+        try:
+            table = self._file(path).read_row_group(group, columns=names, use_threads=False)
+            episode = from_table(table, decode_images=decode_images)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged at episode {index} ({error}). {_AGAIN}") from error
+        if episode.index != index:
+            raise DataError(f"{path} holds episode {episode.index} where {index} belongs. {_AGAIN}")
+        return episode
+
+    def iterate(
+        self,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        successful_only: bool = False,
+        columns: Collection[str] | None = None,
+        decode_images: bool = True,
+    ) -> Iterator[RecordedEpisode]:
+        """All episodes once.
+
+        Args:
+            shuffle: in an order drawn over the whole folder; the same `seed` gives the same order.
+            seed: of the order.
+            successful_only: leave out the episodes the expert did not solve.
+            columns: as in `read`.
+            decode_images: as in `read`.
+        """
+        order = np.array(self.successes() if successful_only else self.indices, dtype=np.int64)
+        if shuffle:
+            order = np.random.default_rng(seed).permutation(order)
+        for index in order.tolist():
+            yield self.read(index, columns=columns, decode_images=decode_images)
+
+    def successes(self) -> tuple[int, ...]:
+        """The episodes that the expert solved."""
+        return tuple(i for i, success, _ in self._scan() if success)
+
+    def count(self) -> dict[str, int]:
+        """`episodes`, `turns` and `successes`, counted in the files."""
+        rows = list(self._scan())
+        return {
+            "episodes": len(rows),
+            "turns": sum(turns for _, _, turns in rows),
+            "successes": sum(success for _, success, _ in rows),
+        }
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> DemonstrationReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _scan(self) -> Iterator[tuple[int, bool, int]]:
+        """(episode, success, turns), of one column of each row group."""
+        for index, (path, group) in self._where.items():
+            success = self._file(path).read_row_group(group, columns=["success"], use_threads=False).column(0)
+            yield index, bool(success[0].as_py()), len(success)
+
+    def _check(self, path: Path, episodes: int) -> None:
+        try:
+            file = self._file(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is torn or not Parquet ({error}). {_AGAIN}") from error
+        if not file.schema_arrow.equals(SCHEMA):
+            raise DataError(f"{path} does not have the columns of this format. {_AGAIN}")
+        if file.num_row_groups != episodes:
+            raise DataError(f"{path} holds {file.num_row_groups} episodes, not {episodes} as its name says. {_AGAIN}")
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            self._open[path] = pq.ParquetFile(path, memory_map=True)
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        return self._open[path]
+
+
+def _open_reader(directory: Path, allow_partial: bool) -> DemonstrationReader:
+    return DemonstrationReader(directory, allow_partial=allow_partial)
+
+
+def _shards(directory: Path, manifest: Manifest) -> list[tuple[Path, int, int]]:
+    """(file, first, end) of every shard, in order; raises `DataError` where they overlap or exceed the plan."""
+    shards = []
+    for path in sorted(directory.glob("*.parquet")):
+        match = _SHARD.fullmatch(path.name)
+        if match is None:
+            raise DataError(f"{path} is no shard of demonstrations: move it out of the folder.")
+        first, end = int(match[1]), int(match[2])
+        if not first < end <= len(manifest.seeds):
+            raise DataError(f"{path} is outside the {len(manifest.seeds)} planned episodes: move it out of the folder.")
+        if shards and first < shards[-1][2]:
+            raise DataError(f"{path} and {shards[-1][0].name} hold the same episodes: delete one of them.")
+        shards.append((path, first, end))
+    return shards
+
+
+def _leaf(name: str) -> str:
+    """Parquet's path of a column's values."""
+    return f"{name}.list.element" if pa.types.is_list(SCHEMA.field(name).type) else name
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    file = (directory / _LOCK).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise DataError(f"{directory} is being written to by another process: wait for it, or end it.") from error
+    return file
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)

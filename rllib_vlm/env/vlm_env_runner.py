@@ -1,0 +1,412 @@
+"""The env runner: whole groups of episodes, each simulator at its own pace, no episode favoured.
+
+RLlib's own runner returns the episodes that finish first, which favours short ones, and steps all
+simulators in lockstep. This one starts exactly the episodes it was asked for and finishes all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_vlm import registry
+from rllib_vlm.connectors.parse_actions import ParseActions
+from rllib_vlm.core.columns import SUCCESS, VLMColumns
+from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.env.rollout import DemonstrationSettings, EpisodeQueue, Rollout, RolloutSettings
+from rllib_vlm.env.recorded import recorded_episode
+from rllib_vlm.env.rollout_metrics import log_rollout
+from rllib_vlm.env.summary import EpisodeSummary
+from rllib_vlm.env.simulator_process import SimulatorFactory
+from rllib_vlm.env.slots import SlotPool
+from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
+from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt
+
+logger = logging.getLogger(__name__)
+
+TASK_CURSOR = "task_cursor"
+REPLACEMENTS = 1_000_000_000  # position in the sequence of tasks where replacements begin
+
+
+class VLMEnvRunner(SingleAgentEnvRunner):
+    """Plays training, held-out and expert episodes in a pool of simulators."""
+
+    @override(SingleAgentEnvRunner)
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        if config.env_runner_torch_threads and kwargs.get("worker_index", 0):
+            torch.set_num_threads(config.env_runner_torch_threads)
+        self.level: float | None = None  # of the curriculum, set by the driver
+        self._num_samples = 0
+        super().__init__(config=config, **kwargs)
+        workers = max(1, self.num_workers)
+        share = {"worker": self._position, "workers": workers}
+        seed = self.config.seed or 0
+        self.tasks = TaskSampler(seed=seed, num_task_seeds=self.config.num_task_seeds, **share)
+        # Drawn where simulators fail a task for good; never tasks that another runner plays.
+        self._replacements = TaskSampler(
+            seed=seed, num_task_seeds=self.config.num_task_seeds, first=REPLACEMENTS, **share
+        )
+        self._spare = TaskSampler(seed=seed, split="heldout", first=REPLACEMENTS, **share)
+        self._evaluation_config = self.config if self.config.in_evaluation else None
+
+    @property
+    def _position(self) -> int:
+        """Among the runners that share the work: 0 to num_workers - 1."""
+        return max(0, (self.worker_index or 0) - 1)
+
+    @property
+    def pool(self) -> SlotPool:
+        assert isinstance(self.env, SlotPool)
+        return self.env
+
+    # What RLlib calls.
+
+    @override(SingleAgentEnvRunner)
+    def make_env(self) -> None:
+        """Starts the simulators.
+
+        Raises:
+            UnknownNameError: no such simulator.
+            SimulatorError: it does not start.
+        """
+        if self.env is not None:
+            self.env.close()
+        config = self.config
+        self.env = SlotPool(
+            SimulatorFactory(_simulator(config.env), dict(config.env_config)),
+            config.num_envs_per_env_runner,
+            process=config.simulator_process,
+            deadlines=config.deadlines,
+        )
+        self.num_envs = len(self.env)
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env,
+                "env_context": config.env_config,
+            },
+        )
+
+    @override(SingleAgentEnvRunner)
+    def sample(  # type: ignore[override]
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool | None = None,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        """Plays whole groups of training tasks, or in an evaluation runner its share of the held-out ones.
+
+        Args:
+            num_timesteps: not supported; episodes are what counts.
+            num_episodes: rounded up to whole groups; by default one group per slot.
+            explore: False samples greedily.
+            random_actions: not supported.
+            force_reset: every episode starts with a reset anyway.
+
+        Raises:
+            ValueError: an argument that is not supported.
+        """
+        if num_timesteps is not None or random_actions:
+            raise ValueError("VLMEnvRunner samples whole episodes of its policy: give num_episodes")
+        if self.config.in_evaluation:
+            workers = max(1, self.num_workers)
+            wanted = (num_episodes or math.ceil(self.config.evaluation_duration / workers)) * workers
+            return self.sample_heldout(heldout_tasks(wanted, worker=self._position, workers=workers))
+        size = self.config.group_size
+        groups = math.ceil(num_episodes / size) if num_episodes else max(1, self.num_envs // size)
+        return self._play_groups([self.tasks.draw() for _ in range(groups)], greedy=explore is False)
+
+    # What the algorithm calls. Each gives the episodes and this runner's metrics.
+
+    def play_groups(self, tasks: Sequence[Task]) -> tuple[list[SingleAgentEpisode], Any]:
+        """Plays training tasks, a whole group each, by the policy."""
+        return self._play_groups(tasks), self.get_metrics()
+
+    def play_demonstrations(
+        self,
+        tasks: Sequence[Task],
+        policy_share: float = 0.0,
+        mixing: str = "turn",
+        only_successes: bool = False,
+    ) -> tuple[list[SingleAgentEpisode], Any]:
+        """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
+        episodes = self._play_demonstrations(tasks, policy_share, mixing, only_successes)
+        return episodes, self.get_metrics()
+
+    def play_heldout(self, tasks: Sequence[Task]) -> tuple[list[EpisodeSummary], Any]:
+        """Plays held-out tasks, an episode each, by the settings of evaluation."""
+        episodes = self.sample_heldout(tasks)
+        return [EpisodeSummary.of(episode) for episode in episodes], self.get_metrics()
+
+    def read_demonstrations(
+        self, tasks: Sequence[int], path: str = ""
+    ) -> tuple[list[SingleAgentEpisode], Any]:
+        """Reads recorded episodes, by index, into prompts and answers of this policy's model."""
+        with DemonstrationReader(path) as reader:
+            episodes = [
+                recorded_episode(reader.read(index), self._render_prompts, self._expert_completion)
+                for index in tasks
+            ]
+        return [e for e in episodes if len(e)], self.get_metrics()
+
+    def set_level(self, level: float | None) -> None:
+        """Of the curriculum, for training episodes from now on."""
+        self.level = level
+
+    def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
+        sampling = {"temperature": 0.0} if greedy else {}
+        settings = self._settings(self.config, level=self.level, **sampling)
+        return self._play(tasks, self.config.group_size, settings)
+
+    def _play_demonstrations(
+        self, tasks: Sequence[Task], policy_share: float, mixing: str, only_successes: bool
+    ) -> list[SingleAgentEpisode]:
+        demonstrations = DemonstrationSettings(
+            answer=self._expert_completion, policy_share=policy_share, mixing=mixing  # type: ignore[arg-type]
+        )
+        settings = self._settings(self.config, level=self.level, demonstrations=demonstrations)
+        episodes = self._play(tasks, 1, settings)
+        return [e for e in episodes if len(e) and (e.custom_data[SUCCESS] or not only_successes)]
+
+    def sample_heldout(self, tasks: Sequence[Task]) -> list[SingleAgentEpisode]:
+        """Plays held-out tasks, one episode each, by the settings of evaluation. The full task: no curriculum.
+
+        A task whose simulator fails for good gives way to one far beyond those that are ever asked for.
+        """
+        if self._evaluation_config is None:
+            self._evaluation_config = self.config.get_evaluation_config_object()
+        settings = self._settings(self._evaluation_config, level=None)
+        return self._play(tasks, 1, settings, replacement=self._spare.draw, counted=False)
+
+    def sample_demonstrations(
+        self,
+        num_episodes: int,
+        policy_share: float = 0.0,
+        mixing: str = "turn",
+        only_successes: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        """Plays training tasks with the simulator's expert: its answers are the episodes' actions.
+
+        Args:
+            num_episodes: episodes to play, one per task.
+            policy_share: probability that the policy acts, while the expert labels all states it visits.
+            mixing: who acts is drawn each "turn" or once an "episode".
+            only_successes: leave out episodes that failed; fewer come back then.
+        """
+        tasks = [self.tasks.draw() for _ in range(num_episodes)]
+        return self._play_demonstrations(tasks, policy_share, mixing, only_successes)
+
+    @override(SingleAgentEnvRunner)
+    def get_metrics(self) -> Any:
+        return self.metrics.reduce()
+
+    @override(SingleAgentEnvRunner)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(TASK_CURSOR, components, not_components):
+            state[TASK_CURSOR] = self.tasks.cursor
+        return state
+
+    @override(SingleAgentEnvRunner)
+    def set_state(self, state: Any) -> None:
+        """RLlib's, and weights go through the generation backend with their version."""
+        state = dict(state)
+        self.tasks.cursor = state.pop(TASK_CURSOR, self.tasks.cursor)
+        weights = state.pop("rl_module", None)
+        version = state.get(WEIGHTS_SEQ_NO, 0)
+        super().set_state(state)
+        if weights is None:
+            return
+        if version and version == self.module.policy_version:
+            return
+        if isinstance(weights, ray.ObjectRef):
+            weights = ray.get(weights)
+        weights = weights.get(DEFAULT_MODULE_ID, weights)
+        self.module.load_policy(weights, version=version)
+        self._weights_seq_no = version
+
+    def share_module(self, module: Any) -> None:
+        """Generates with a learner's own module from now on: one copy of the weights in this process."""
+        if self.module is not None:
+            self.module.close()
+        self.module = module
+
+    def set_policy_version(self, version: int) -> None:
+        """The shared module's weights have moved on."""
+        self.module.load_policy({}, version=version)
+        self._weights_seq_no = version
+
+    @override(EnvRunner)
+    def stop(self) -> None:
+        if self.env is not None:
+            self.env.close()
+        if self.module is not None:
+            self.module.close()
+
+    # Helpers.
+
+    def _play(
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        settings: RolloutSettings,
+        replacement: Any = None,
+        counted: bool = True,
+    ) -> list[SingleAgentEpisode]:
+        if self.config.env_runner_torch_threads:
+            torch.set_num_threads(self.config.env_runner_torch_threads)
+        start = time.perf_counter()
+        queue: EpisodeQueue = GroupQueue(
+            tasks,
+            group_size,
+            replacement=replacement or self._replacements.draw,
+            max_retries=self.config.simulator_max_retries,
+        )
+        rollout = Rollout(
+            pool=self.pool,
+            backend=self.module.backend,
+            render=self._render_prompts,
+            parse=self._parse_answers,
+            settings=settings,
+            on_event=self._on_event,
+        )
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            episodes = rollout.run(queue)
+        self.module.train(was_training)
+        for message in rollout.counts.failures[:3]:
+            logger.warning("a simulator lost its episode: %s", message)
+        wall_s = time.perf_counter() - start
+        log_rollout(self.metrics, episodes, rollout.counts, queue, wall_s, self._weights_seq_no)
+        if counted:
+            self._increase_sampled_metrics(sum(len(e) for e in episodes), len(episodes))
+            self.num_env_steps_sampled_lifetime += sum(len(e) for e in episodes)
+        self._num_samples += 1
+        make_callback(
+            "on_sample_end",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=self.config.callbacks_on_sample_end,
+            kwargs={"env_runner": self, "metrics_logger": self.metrics, "samples": episodes},
+        )
+        return episodes
+
+    def _settings(
+        self,
+        config: Any,
+        *,
+        level: float | None,
+        demonstrations: DemonstrationSettings | None = None,
+        **sampling: Any,
+    ) -> RolloutSettings:
+        params = config.sampling_params
+        if sampling:
+            params = type(params)(
+                temperature=sampling["temperature"], max_new_tokens=params.max_new_tokens, stop=params.stop
+            )
+        options = dict(config.reset_options)
+        if level is not None:
+            options["level"] = level
+        mixed = [self.config.seed or 0, self._num_samples if not config.in_evaluation else 0, self._position]
+        return RolloutSettings(
+            sampling=params,
+            max_turns=config.max_turns,
+            max_actions=config.max_actions_per_turn,
+            options=options,
+            format_reward=config.format_reward,
+            invalid_penalty=config.invalid_penalty,
+            render_final=config.credit_stage == "learner" and not config.in_evaluation,
+            policy_version=self._weights_seq_no,
+            demonstrations=demonstrations,
+            seed=int(np.random.SeedSequence(mixed).generate_state(1)[0]),
+        )
+
+    def _render_prompts(self, episodes: Sequence[SingleAgentEpisode]) -> list[Prompt]:
+        batch = self._env_to_module(
+            rl_module=self.module, batch={}, episodes=list(episodes), explore=True, shared_data={}
+        )
+        prompts: list[Prompt] = batch[VLMColumns.PROMPTS]
+        return prompts
+
+    def _parse_answers(
+        self, completions: Sequence[Completion], episodes: Sequence[SingleAgentEpisode]
+    ) -> list[ParsedAction]:
+        batch = self._module_to_env(
+            rl_module=self.module,
+            batch={VLMColumns.ACTIONS: list(completions)},
+            episodes=list(episodes),
+            explore=True,
+            shared_data={},
+        )
+        parsed: list[ParsedAction] = batch[VLMColumns.PARSED]
+        return parsed
+
+    def _expert_completion(self, demonstration: Demonstration) -> Completion:
+        parser = next(c for c in self._module_to_env.connectors if isinstance(c, ParseActions))
+        text = parser.format(demonstration)
+        token_ids = self.module.family.encode_answer(text)
+        return Completion(
+            token_ids=token_ids,
+            logprobs=np.zeros(len(token_ids), np.float32),
+            policy_version=self._weights_seq_no,
+            finish_reason="stop",
+            text=text,
+        )
+
+    def _on_event(self, which: str, episode: SingleAgentEpisode, slot: int) -> None:
+        kwargs: dict[str, Any] = {
+            "episode": episode,
+            "env_runner": self,
+            "metrics_logger": self.metrics,
+            "env": self.pool,
+            "rl_module": self.module,
+            "env_index": slot,
+        }
+        if which == "on_episode_end":
+            kwargs["prev_episode_chunks"] = []
+        make_callback(
+            which,
+            callbacks_objects=self._callbacks,
+            callbacks_functions=getattr(self.config, f"callbacks_{which}"),
+            kwargs=kwargs,
+        )
+
+
+def _simulator(env: Any) -> Any:
+    """A name or class `SimulatorFactory` takes; names registered with Tune stand for what they make."""
+    if isinstance(env, str) and env not in registry.names("simulators"):
+        if _global_registry.contains(ENV_CREATOR, env):
+            return _FromCreator(env)
+    return env
+
+
+class _FromCreator:
+    """A simulator registered with `ray.tune.register_env`, made from keyword arguments."""
+
+    def __init__(self, name: str) -> None:
+        self._creator = _global_registry.get(ENV_CREATOR, name)
+
+    def __call__(self, **config: Any) -> Any:
+        return self._creator(config)

@@ -1,0 +1,116 @@
+"""What is added to a model for reinforcement learning, or taken from it: critic, frozen parts, LoRA."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rllib_vlm.errors import MissingExtraError, ModelError, UnknownNameError
+
+
+class ValueHead(nn.Module):
+    """A critic on hidden states: norm, one hidden layer, one number a token.
+
+    Its parameters are float32 whatever the model's type, since values are regressed to a few
+    thousandths. The last layer starts small, so that first values are near 0 and first advantages
+    are those of no critic at all.
+
+    Args:
+        hidden_size: D of the model.
+        width: units of the hidden layer; D where None.
+    """
+
+    def __init__(self, hidden_size: int, width: int | None = None) -> None:
+        super().__init__()
+        width = width or hidden_size
+        self.norm = nn.LayerNorm(hidden_size)
+        self.inner = nn.Linear(hidden_size, width)
+        self.outer = nn.Linear(width, 1)
+        nn.init.normal_(self.outer.weight, std=1e-3)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[...] values of hidden states [..., D], float32."""
+        return self.outer(nn.functional.silu(self.inner(self.norm(hidden.float())))).squeeze(-1)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freezes the parameters whose names match a pattern (shell wildcards); returns their names.
+
+    Raises:
+        ModelError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            # Prefixes too: "visual.*" should be told about "model.visual.*".
+            stems = sorted({n.rsplit(".", k)[0] + ".*" for n in names for k in range(1, n.count("."))})
+            nearest = difflib.get_close_matches(pattern, stems + names, n=3, cutoff=0.0)
+            raise ModelError(
+                f"freeze pattern {pattern!r} matches no parameter. Nearest: {', '.join(map(repr, nearest))}."
+            )
+        frozen.update(matching)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return sorted(frozen)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all, trainable) numbers of the model; tied ones count once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """Puts low-rank adapters (Hu et al. 2021, arXiv 2106.09685) into `model`, in place, by peft.
+
+    Everything else is frozen. Adapters start as the identity: outputs do not change.
+
+    Args:
+        config: `rank`, `alpha` (twice the rank where missing), `target` (names of linear layers).
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        ModelError: no layer is called as `target` says, or a key is unknown.
+    """
+    known = ("rank", "alpha", "target")
+    for key in config:
+        if key not in known:
+            raise UnknownNameError("lora", key, known)
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("lora", "lora") from error
+    rank = int(config.get("rank", 8))
+    target = list(config.get("target", ("q_proj", "k_proj", "v_proj", "o_proj")))
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=int(config.get("alpha", 2 * rank)), target_modules=target, lora_dropout=0.0
+    )
+    try:
+        return peft.inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        layers = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(f"lora target {target} matches no layer; linear layers: {', '.join(layers)}") from error
+
+
+def without_lora(model: nn.Module) -> nn.Module:
+    """`model` itself, or a copy with its adapters merged into the weights they adapt."""
+    if not any(hasattr(module, "base_layer") for module in model.modules()):
+        return model
+    merged = copy.deepcopy(model)
+    for name, module in list(merged.named_modules()):
+        if hasattr(module, "base_layer"):
+            with torch.no_grad():
+                module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(merged.get_submodule(parent), child, module.base_layer)
+    return merged

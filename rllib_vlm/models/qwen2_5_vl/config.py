@@ -1,0 +1,306 @@
+"""From a configuration to a transformers Qwen2.5-VL: a checkpoint, or a small one of random weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from rllib_vlm.errors import ModelError, UnknownNameError, did_you_mean
+from rllib_vlm.models.qwen2_5_vl.images import ImageFormat
+from rllib_vlm.models.tokenizer import load_corpus, train_tokenizer
+
+MODEL_TYPE = "qwen2_5_vl"
+PACKAGED = "package:"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager")
+
+# What a size stands for; any of these keys can be given beside it.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "num_layers": 4, "vision_hidden": 64, "vision_depth": 2},
+    "small": {"hidden_size": 192, "num_layers": 6, "vision_hidden": 96, "vision_depth": 3},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Keys of `rl_module.model_config` that this family reads."""
+
+    checkpoint: str | None = None  # a directory, a hub name "org/name", or "package:<name>"
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    min_pixels: int | None = None  # of an image; the checkpoint's own where None
+    max_pixels: int | None = None
+    gradient_checkpointing: bool = False
+    plain_forward: bool = False  # transformers' own forward in learning: needed where parameters are sharded
+    freeze: tuple[str, ...] = ()  # patterns of parameter names, e.g. "model.visual.*"
+    lora: Mapping[str, Any] | None = None  # rank, alpha, target
+
+    # Without a checkpoint: a model of this size with random weights.
+    size: str | None = None
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int | None = None  # heads of 32 where None
+    num_kv_heads: int | None = None  # half the heads where None
+    intermediate_size: int | None = None  # three times hidden_size where None
+    vision_hidden: int = 64
+    vision_depth: int = 2
+    vision_heads: int | None = None  # heads of 32 where None
+    vision_intermediate: int | None = None  # three times vision_hidden where None
+    patch_size: int = 14
+    spatial_merge: int = 2
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.04
+    vocab_size: int = 1024
+    tokenizer_words: tuple[str, ...] = ()  # one token each, whatever the texts
+    tokenizer_texts: tuple[str, ...] | None = None  # the packaged corpus where None
+    corpus: str = "household"
+    seed: int = 0
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> ModelConfig:
+        """From plain values; a size's own values stand under those given beside it.
+
+        Raises:
+            UnknownNameError: a key or a size there is not.
+            ModelError: a value out of its range, or both or neither of `checkpoint` and `size`.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in config:
+            if key not in known:
+                raise UnknownNameError("model_config of qwen2_5_vl", key, known)
+        size = config.get("size")
+        if size is not None and size not in SIZES:
+            raise UnknownNameError("model sizes", size, SIZES)
+        values = {**SIZES.get(size or "", {}), **config}
+        for key in ("freeze", "tokenizer_words", "tokenizer_texts"):
+            if values.get(key) is not None:
+                value = values[key]
+                values[key] = (value,) if isinstance(value, str) else tuple(value)
+        result = cls(**values)
+        if (result.checkpoint is None) == (result.size is None):
+            got = "both" if result.size else "neither"
+            raise ModelError(
+                f"give either checkpoint (a directory or hub name) or size ({', '.join(SIZES)}); got {got}"
+            )
+        result._check("dtype", DTYPES)
+        result._check("attn_implementation", ATTENTION)
+        return result
+
+    def _check(self, key: str, known: Any) -> None:
+        value = getattr(self, key)
+        if value not in known:
+            raise ModelError(
+                f"{key} is {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}."
+            )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    images: ImageFormat = field(default_factory=ImageFormat)
+
+
+def load(config: ModelConfig) -> Loaded:
+    """The model, its tokenizer and its image format.
+
+    Raises:
+        ModelError: the checkpoint is missing, unreadable or of another architecture; sizes do not fit.
+    """
+    loaded = _from_checkpoint(config) if config.checkpoint is not None else _from_size(config)
+    model = loaded.model
+    if "sliding_attention" in (model.config.text_config.layer_types or ()):
+        raise ModelError("a checkpoint with sliding-window attention is not supported; set use_sliding_window: false")
+    if config.attn_implementation == "eager" and not config.plain_forward:
+        raise ModelError("attn_implementation 'eager' only takes effect with plain_forward: true; 'sdpa' is the default")
+    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config, k)) is not None}
+    return replace(loaded, images=replace(loaded.images, **limits))
+
+
+def _from_size(config: ModelConfig) -> Loaded:
+    texts = load_corpus(config.corpus) if config.tokenizer_texts is None else config.tokenizer_texts
+    tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, words=config.tokenizer_words)
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    heads = config.num_heads or max(1, config.hidden_size // 32)
+    kv_heads = config.num_kv_heads or (heads // 2 if heads % 2 == 0 else heads)
+    vision_heads = config.vision_heads or max(1, config.vision_hidden // 32)
+    _check_heads("hidden_size", config.hidden_size, "num_heads", heads, 4)
+    _check_heads("num_heads", heads, "num_kv_heads", kv_heads, 1)
+    _check_heads("vision_hidden", config.vision_hidden, "vision_heads", vision_heads, 4)
+    half = config.hidden_size // heads // 2
+    side = 3 * half // 8
+    common = {"initializer_range": config.initializer_range}
+    model_config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": _round_up(len(tokenizer), 8),
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size or 3 * config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": config.rope_theta,
+                "mrope_section": [half - 2 * side, side, side],
+            },
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "tie_word_embeddings": True,
+            **common,
+        },
+        vision_config={
+            "depth": config.vision_depth,
+            "hidden_size": config.vision_hidden,
+            "intermediate_size": config.vision_intermediate or 3 * config.vision_hidden,
+            "num_heads": vision_heads,
+            "patch_size": config.patch_size,
+            "spatial_merge_size": config.spatial_merge,
+            "out_hidden_size": config.hidden_size,
+            "window_size": 8 * config.patch_size,
+            # Small pictures: every block sees the whole picture.
+            "fullatt_block_indexes": list(range(config.vision_depth)),
+            **common,
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+        dtype=DTYPES[config.dtype],
+    )
+    model_config._attn_implementation = config.attn_implementation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Qwen2_5_VLForConditionalGeneration(model_config).to(DTYPES[config.dtype])
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    images = ImageFormat(
+        patch=config.patch_size,
+        merge=config.spatial_merge,
+        min_pixels=(config.patch_size * config.spatial_merge) ** 2,
+    )
+    return Loaded(model, tokenizer, images)
+
+
+def _from_checkpoint(config: ModelConfig) -> Loaded:
+    source = resolve_checkpoint(str(config.checkpoint))
+    is_directory = isinstance(source, Path)
+    try:
+        if is_directory:
+            _check_directory(source)
+        else:
+            _check_type(transformers.AutoConfig.from_pretrained(source).model_type, source)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            source, dtype=DTYPES[config.dtype], attn_implementation=config.attn_implementation
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        images = _image_format(source, model.config.vision_config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"checkpoint {str(source)!r} cannot be loaded: {error}") from error
+    return Loaded(model, tokenizer, images)
+
+
+def resolve_checkpoint(name: str) -> Path | str:
+    """An existing directory, or a hub name; whatever looks like a path never reaches the hub.
+
+    Raises:
+        ModelError: a path that does not exist, an unknown packaged model, or neither path nor hub name.
+    """
+    if name.startswith(PACKAGED):
+        return _packaged(name.removeprefix(PACKAGED))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(f"checkpoint {name!r} is a file; give the directory that holds config.json")
+    # "runs/final" beside an existing folder "runs" means that folder, not somebody's model.
+    if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w.-]*", name):
+        return name
+    raise ModelError(
+        f"checkpoint directory {str(path.absolute())!r} does not exist.{_nearest_sibling(path)}"
+        " A hub name has the form 'org/name'; a model of the package is 'package:<name>'."
+    )
+
+
+def _packaged(name: str) -> Path:
+    folder = Path(str(resources.files("rllib_vlm.models"))) / "pretrained"
+    shipped = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    if name not in shipped:
+        raise ModelError(
+            f"no model {name!r} comes with the package.{did_you_mean(name, shipped)}"
+            f" Shipped: {', '.join(shipped) or '(none)'}."
+        )
+    return folder / name
+
+
+def _nearest_sibling(path: Path) -> str:
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        return f" Nor does {str(parent)!r}."
+    return did_you_mean(path.name, [p.name for p in parent.iterdir() if p.is_dir()])
+
+
+def _check_directory(path: Path) -> None:
+    file = path / "config.json"
+    if not file.is_file():
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+        raise ModelError(f"checkpoint {str(path)!r} has no config.json; it holds {inside}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{str(file)!r} is not JSON: {error}") from error
+    _check_type(values.get("model_type"), str(path), values.get("architectures"))
+
+
+def _check_type(model_type: object, source: str, architectures: object = None) -> None:
+    if model_type != MODEL_TYPE:
+        what = f"{model_type!r}" + (f" ({', '.join(map(str, architectures))})" if isinstance(architectures, list) else "")
+        raise ModelError(
+            f"checkpoint {source!r} is of model type {what}; this family opens {MODEL_TYPE!r}"
+            " (Qwen2_5_VLForConditionalGeneration)"
+        )
+
+
+def _image_format(source: Path | str, vision: Any) -> ImageFormat:
+    """Limits and statistics from the checkpoint's image processor file, sizes from its vision tower."""
+    values, _ = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(source)
+    edges = values.get("size") or {}
+    default = ImageFormat()
+    return ImageFormat(
+        patch=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        temporal=vision.temporal_patch_size,
+        min_pixels=values.get("min_pixels") or edges.get("shortest_edge") or default.min_pixels,
+        max_pixels=values.get("max_pixels") or edges.get("longest_edge") or default.max_pixels,
+        mean=tuple(values.get("image_mean") or default.mean),
+        std=tuple(values.get("image_std") or default.std),
+    )
+
+
+def _check_heads(what: str, size: int, heads_key: str, heads: int, multiple: int) -> None:
+    if heads < 1 or size % (heads * multiple):
+        raise ModelError(
+            f"{what} {size} must be a multiple of {heads_key} {heads}"
+            + (f" times {multiple}" if multiple > 1 else "")
+            + f"; nearest: {max(1, round(size / (heads * multiple))) * heads * multiple if heads > 0 else size}"
+        )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,139 @@
+"""The language model's layers, spelled out over transformers' own modules.
+
+transformers' forward serves every model and every cache there is; a tiny model spends much of its
+time in that machinery. These functions call the same linear layers with the same parameters, and
+leave to the caller what a query attends to. Tests hold them to transformers' own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (layer index, q [B, H, L, d], k [B, G, L, d], v [B, G, L, d]) -> [B, H, L, d]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """Root-mean-square norm in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    return norm(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `x` [..., d] by angles whose cosines and sines are [..., d / 2].
+
+    Source: Su et al. 2021, arXiv 2104.09864; halves paired as in GPT-NeoX.
+    """
+    a, b = x.chunk(2, -1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
+
+
+def angles(language: Any, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, L, 1, d / 2] for positions [3, B, L]."""
+    cos, sin = language.rotary_emb(like, positions)
+    half = cos.shape[-1] // 2
+    return cos[..., None, :half], sin[..., None, :half]
+
+
+def run_layers(
+    language: Any, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, checkpoint: bool = False
+) -> Tensor:
+    """[B, L, D] last hidden states of embeddings `x` [B, L, D], the final norm included."""
+    for i, layer in enumerate(language.layers):
+        if checkpoint and torch.is_grad_enabled():
+            x = torch.utils.checkpoint.checkpoint(_layer, layer, i, x, cos, sin, attend, use_reentrant=False)
+        else:
+            x = _layer(layer, i, x, cos, sin, attend)
+    return rms_norm(language.norm, x)
+
+
+def _layer(layer: nn.Module, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    attention: Any = layer.self_attn
+    h = rms_norm(layer.input_layernorm, x)
+    shape = (*x.shape[:2], -1, attention.head_dim)
+    q = rotate(attention.q_proj(h).view(shape), cos, sin).transpose(1, 2)
+    k = rotate(attention.k_proj(h).view(shape), cos, sin).transpose(1, 2)
+    v = attention.v_proj(h).view(shape).transpose(1, 2)
+    out = attend(i, q, k, v).transpose(1, 2).reshape(*x.shape[:2], -1)
+    x = x + attention.o_proj(out)
+    mlp: Any = layer.mlp
+    h = rms_norm(layer.post_attention_layernorm, x)
+    return x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of H query heads over G key heads; without a mask it is causal.
+
+    Args:
+        q: [B, H, L, d].
+        k: [B, G, S, d].
+        v: [B, G, S, d].
+        mask: additive [B or 1, 1, L, S], or None for L = S and causal.
+    """
+    grouped = mask is None or q.device.type == "cpu"  # CUDA's fast kernels take groups only unmasked
+    if q.shape[1] != k.shape[1] and not grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+class Segments:
+    """Where the segments of a batch lie, so that each attends to itself alone.
+
+    Linear layers run over the real tokens of all rows in one line, [1, N, D]: packing and padding
+    cost them nothing. For attention the line is cut into segments [S, longest], those of similar
+    length together, which stay causal without any mask, since padding stands behind.
+    """
+
+    def __init__(self, segment_ids: Tensor) -> None:
+        flat = segment_ids.flatten()
+        row = torch.arange(len(segment_ids), device=flat.device).repeat_interleave(segment_ids.shape[1])
+        self.tokens = flat.nonzero()[:, 0]  # [N] places in [B * L]
+        key = row[self.tokens] * (int(flat.max()) + 1 if len(flat) else 1) + flat[self.tokens]
+        _, counts = key.unique_consecutive(return_counts=True)
+        starts = counts.cumsum(0) - counts
+        self._cuts: list[tuple[Tensor, Tensor, int]] = []  # (tokens to take, places to put back, longest)
+        lengths = counts.tolist()
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        while order:
+            longest = lengths[order[0]]
+            alike = [i for i in order if lengths[i] >= 0.7 * longest]
+            order = order[len(alike) :]
+            at = torch.tensor(alike, device=flat.device)
+            column = torch.arange(longest, device=flat.device)
+            real = column < counts[at, None]
+            take = torch.where(real, starts[at, None] + column, 0).flatten()
+            self._cuts.append((take, real.flatten().nonzero()[:, 0], longest))
+        taken = [take[back] for take, back, _ in self._cuts]
+        self._restore = torch.cat(taken).argsort() if taken else self.tokens
+
+    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[1, H, N, d] of q [1, H, N, d] and k, v [1, G, N, d]."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [N, heads, d], as the projections made them
+        outputs = []
+        for take, back, longest in self._cuts:
+            cut = (x.index_select(0, take).view(-1, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            out = attend(*cut, None).transpose(1, 2).flatten(0, 1)
+            outputs.append(out.index_select(0, back))
+        return torch.cat(outputs).index_select(0, self._restore).transpose(0, 1)[None]
+
+
+def is_full(segment_ids: Tensor) -> bool:
+    """Whether every row is one segment without padding."""
+    return bool((segment_ids == segment_ids[:, :1]).all()) and bool((segment_ids[:, 0] > 0).all())
+
+
+def segment_mask(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L] that keeps segments apart, for forwards that know only masks."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    allowed = same.tril()  # padding sees padding, so no row of the softmax is empty
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill_(~allowed, -torch.inf).unsqueeze(1)

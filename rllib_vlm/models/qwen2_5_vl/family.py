@@ -1,0 +1,285 @@
+"""The Qwen2.5-VL family: released checkpoints and tiny models of the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Qwen2VLImageProcessorPil
+
+from rllib_vlm.models.adapters import add_lora, freeze, without_lora
+from rllib_vlm.models.base import TokenRows
+from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
+from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
+from rllib_vlm.models.qwen2_5_vl.decoder import (
+    Segments,
+    angles,
+    attend,
+    is_full,
+    run_layers,
+    segment_mask,
+)
+from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_prefix
+from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
+from rllib_vlm.models.qwen2_5_vl.vision import image_features
+from rllib_vlm.models.stopping import StopStrings
+from rllib_vlm.types import Image, Message, Prompt, SamplingParams
+
+_PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
+
+
+class Qwen25VL:
+    """Qwen2.5-VL (arXiv 2502.13923) behind the `VLMFamily` protocol.
+
+    Example::
+
+        family = Qwen25VL.build({"size": "tiny", "tokenizer_words": ("move_ahead", "done")})
+        prompt = family.encode([Message(role="user", text="<image>go to the mug", images=(frame,))])
+        [(ids, logprobs)] = family.generate([prompt], SamplingParams(max_new_tokens=8))
+        family.decode(ids)
+
+    `generate` samples from `apply_sampling(logits(hidden(rows)), sampling)`; a learner that wants
+    the same log-probs uses `rllib_vlm.models.sampling.token_logprobs` with the same `SamplingParams`.
+    """
+
+    def __init__(self, loaded: Loaded, config: ModelConfig) -> None:
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.images = loaded.images
+        self.config = config
+        text = self.model.config.text_config
+        self.hidden_size = int(text.hidden_size)
+        self.vocab_size = int(text.vocab_size)
+        self.image_token_id = int(self.model.config.image_token_id)
+        stop = self.tokenizer.eos_token_id
+        self.stop_token_ids = (int(stop),)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = int(stop if pad is None else pad)
+        special = {*self.tokenizer.all_special_ids, *range(len(self.tokenizer), self.vocab_size)}
+        special |= {self.image_token_id, int(self.model.config.video_token_id)}
+        self.banned_token_ids = tuple(sorted(int(i) for i in special if int(i) != int(stop)))
+        vision = (self.model.config.vision_start_token_id, self.image_token_id)
+        self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
+        self._bans = torch.zeros(self.vocab_size)
+        self._bans[list(self.banned_token_ids)] = -torch.inf
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Qwen25VL:
+        """From `rl_module.model_config`; its keys are the fields of `ModelConfig`.
+
+        Raises:
+            UnknownNameError: a key or size there is not.
+            ModelError: the checkpoint is missing or of another architecture, or values do not fit.
+        """
+        settings = ModelConfig.read(config)
+        family = cls(load(settings), settings)
+        family.model.eval()  # no dropout anywhere; sampling and learning see the same function
+        if settings.lora is not None:
+            add_lora(family.model, settings.lora)
+        if settings.freeze:
+            freeze(family.model, settings.freeze)
+        return family
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.model.language_model.embed_tokens.weight.device
+
+    def encode(self, messages: Sequence[Message]) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins.
+
+        Raises:
+            ModelError: a message's `<image>` and images differ in number, or an image is malformed.
+        """
+        images = tuple(self.images.resize(image) for message in messages for image in message.images)
+        counts = [self.images.tokens(*image.shape[:2]) for image in images]
+        ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
+        return Prompt(token_ids=ids, images=images, text=text)
+
+    def encode_answer(self, text: str) -> NDArray[np.int64]:
+        """[T] the ids of an answer as the model would sample it, its stop token included."""
+        return np.append(self._chat.answer(text), self.stop_token_ids[0])
+
+    def decode(self, token_ids: NDArray[np.int64]) -> str:
+        """Text of a completion, without its stop token."""
+        ids = list(map(int, token_ids))
+        while ids and ids[-1] in self.stop_token_ids:
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def hidden(self, rows: TokenRows) -> Tensor:
+        """[B, L, D] last hidden states; padding positions hold anything.
+
+        Raises:
+            ModelError: the image tokens of a row are not those of its images.
+        """
+        groups, grids, owners = self._group_rows(rows)
+        x, positions = self._embed(rows.token_ids, rows.segment_ids, groups, grids, owners)
+        language = self.model.model.language_model
+        if self.config.plain_forward:
+            return language(
+                inputs_embeds=x,
+                attention_mask={"full_attention": segment_mask(rows.segment_ids, x.dtype)},
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+        checkpoint = self.config.gradient_checkpointing
+        if is_full(rows.segment_ids):
+            cos, sin = angles(language, positions, x)
+
+            def causal(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return attend(q, k, v, None)
+
+            return run_layers(language, x, cos, sin, causal, checkpoint=checkpoint)
+        segments = Segments(rows.segment_ids)
+        line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
+        cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
+        hidden = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
+        return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0]).view_as(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] of hidden states [..., D], float32, banned ids at -inf."""
+        if self._bans.device != hidden.device:
+            self._bans = self._bans.to(hidden.device)
+        return self.model.lm_head(hidden).float() + self._bans
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
+
+        Prompts of similar length are computed together. Without a generator, `sampling.seed` makes
+        one, and without a seed torch's own is used.
+        """
+        if generator is None and sampling.seed is not None:
+            generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
+        results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        for chunk in _chunks(order, [len(p.token_ids) for p in prompts]):
+            completions = sample_batch(
+                self.model.model.language_model,
+                self._prefill([prompts[i] for i in chunk]),
+                self.logits,
+                sampling,
+                self.stop_token_ids,
+                stops,
+                generator,
+            )
+            results.update(zip(chunk, completions, strict=True))
+        return [results[i] for i in range(len(prompts))]
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes a directory that plain transformers (and `build`) opens; adapters are merged in."""
+        directory = Path(directory)
+        without_lora(self.model).save_pretrained(directory)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(directory)
+        form = self.images
+        Qwen2VLImageProcessorPil(
+            patch_size=form.patch,
+            merge_size=form.merge,
+            temporal_patch_size=form.temporal,
+            size={"shortest_edge": form.min_pixels, "longest_edge": form.max_pixels},
+            image_mean=list(form.mean),
+            image_std=list(form.std),
+        ).save_pretrained(directory)
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> Prefill:
+        """Left-aligned rows of prompts, with image features in place."""
+        device = self.device
+        arrays = [p.token_ids for p in prompts]
+        lengths = np.array([len(ids) for ids in arrays])
+        token_ids = np.full((len(arrays), lengths.max()), self.pad_token_id, dtype=np.int64)
+        for row, ids in enumerate(arrays):
+            token_ids[row, : len(ids)] = ids
+        segments = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        images = [image for p in prompts for image in p.images]
+        owners = torch.tensor([r for r, p in enumerate(prompts) for _ in p.images], dtype=torch.int64)
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            sizes.setdefault(image.shape, []).append(i)
+        groups = [
+            (torch.tensor(order), torch.from_numpy(np.stack([images[i] for i in order])).to(device))
+            for order in sizes.values()
+        ]
+        grids = torch.tensor([i.shape[:2] for i in images], dtype=torch.int64).reshape(-1, 2)
+        x, positions = self._embed(
+            torch.from_numpy(token_ids).to(device),
+            torch.from_numpy(segments).to(device),
+            groups,
+            grids.to(device) // self.images.unit,
+            owners.to(device),
+        )
+        return Prefill(
+            lengths=torch.from_numpy(lengths).to(device),
+            embeddings=x,
+            positions=positions,
+            shared=shared_prefix(arrays, self.image_token_id),
+        )
+
+    def _group_rows(self, rows: TokenRows) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """The images of `rows` by size, with their grids [N, 2] and rows [N]."""
+        valid = rows.image_sizes[..., 0] > 0
+        owners = valid.nonzero()[:, 0]
+        sizes = rows.image_sizes[valid]
+        grids = sizes // self.images.unit
+        if not len(sizes):
+            return [], grids, owners
+        images = rows.images[valid]
+        groups = []
+        for size in sizes.unique(dim=0):
+            order = (sizes == size).all(1).nonzero()[:, 0]
+            height, width = size.tolist()
+            picked = images if len(order) == len(images) else images[order]
+            groups.append((order, picked[:, :height, :width]))
+        return groups, grids, owners
+
+    def _embed(
+        self,
+        token_ids: Tensor,
+        segment_ids: Tensor,
+        groups: list[tuple[Tensor, Tensor]],
+        grids: Tensor,
+        owners: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, L, D] with image features in place, and positions [3, B, L]."""
+        is_image = (token_ids == self.image_token_id) & (segment_ids > 0)
+        positions = rope_positions(is_image, segment_ids, grids, owners)
+        x = self.model.model.language_model.embed_tokens(token_ids)
+        if groups:
+            features = image_features(
+                self.model.model.visual,
+                groups,
+                self.images,
+                plain=self.config.plain_forward,
+                checkpoint=self.config.gradient_checkpointing,
+            )
+            where = is_image.flatten().nonzero()[:, 0]
+            x = x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
+        return x, positions
+
+
+def image_sizes(images: Sequence[Image]) -> NDArray[np.int64]:
+    """[I, 2] (height, width) of each image."""
+    return np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cuts prompts, shortest first, where padding would cost more than a batch of its own."""
+    chunks: list[list[int]] = []
+    for i in order:
+        chunk = chunks[-1] if chunks else []
+        # A chunk's first is its shortest. Beyond half as long again, padding outweighs batching.
+        if not chunk or lengths[i] > 1.5 * lengths[chunk[0]] + 16 or (len(chunk) + 1) * lengths[i] > _PREFILL_TOKENS:
+            chunks.append([i])
+        else:
+            chunk.append(i)
+    return chunks

@@ -1,0 +1,196 @@
+"""A small tokenizer, trained in a second on the texts a tiny model will read and write.
+
+A model of one or two million parameters cannot afford the 150,000 embeddings of a released
+tokenizer, nor to spell `move_ahead` in three pieces. This one makes every frequent word one token,
+spells the rest in sub-words and bytes, so that any text comes back unchanged, and never joins
+digits, so that a number always looks the same.
+
+Texts are cut before tokens are made: a chat role with its line break, a word (with the blank
+before it), one digit, a run of punctuation, a line break, a run of blanks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from rllib_vlm.errors import ModelError
+
+# The names the Qwen-VL families give these tokens; the order fixes their ids, from 0.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+# Tags of the answer formats: one ordinary token each, which a model samples and text keeps.
+ANSWER_TAGS = tuple(
+    f"<{slash}{name}>"
+    for name in ("think", "observation", "reasoning", "prediction", "answer")
+    for slash in ("", "/")
+)
+
+_PIECES = (
+    r"(?:system|user|assistant)\n"
+    r"| ?[A-Za-z_]+"
+    r"| ?[0-9]"
+    r"| ?[^\sA-Za-z0-9_]+"
+    r"|\n"
+    r"|[^\S\n]+"
+)
+
+# ChatML with no line break between messages. A user's pictures stand where its content says.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 1024,
+    words: Sequence[str] = (),
+    tags: Sequence[str] = ANSWER_TAGS,
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer whose vocabulary also holds whole words.
+
+    Half of what 256 bytes, the special tokens and the tags leave goes to whole words: first
+    `words` (alone and after a blank), then the words of `texts`, the most frequent first. BPE
+    merges fill the rest. The same texts in any order give the same tokenizer.
+
+    Args:
+        texts: what the model will read and write.
+        vocab_size: size of the whole vocabulary; it is smaller where `texts` has no more to merge.
+        words: must be one token each, whatever their frequency (the names of actions).
+        tags: answer tags that become one token each.
+
+    Raises:
+        ModelError: `vocab_size` does not hold the bytes, the special tokens, the tags and `words`.
+    """
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    texts = sorted(texts)
+    counts = _count_pieces(texts, splitter, tags)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    wanted = [piece for word in words for piece in _pieces(splitter, (word, " " + word))]
+    fixed = list(dict.fromkeys([*SPECIAL_TOKENS, *tags, *alphabet, *wanted]))
+    if len(fixed) > vocab_size:
+        raise ModelError(
+            f"a vocabulary of {vocab_size} cannot hold the {len(fixed)} tokens that bytes, special tokens,"
+            f" tags and {len(words)} given words need; set vocab_size to {len(fixed) + 256} or more"
+        )
+    frequent = sorted((p for p, n in counts.items() if len(p) > 2), key=lambda p: (-counts[p], p))
+    known = set(fixed)
+    whole = [p for p in frequent if p not in known][: (vocab_size - len(fixed)) // 2]
+    merges = _merges(counts, alphabet, vocab_size - len(fixed) - len(whole))
+
+    tokens = dict.fromkeys([*fixed, *whole])
+    kept: list[tuple[str, str]] = []
+    for left, right in merges:
+        joined = left + right
+        if joined not in tokens and len(tokens) >= vocab_size:
+            break
+        tokens[joined] = None
+        kept.append((left, right))
+    vocab = {token: i for i, token in enumerate(tokens)}
+
+    # ignore_merges: a piece that is itself in the vocabulary is one token without any merging.
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=kept, ignore_merges=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in tags])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 20,
+    )
+
+
+def compact_corpus(texts: Iterable[str], *, repeats: int = 2) -> list[str]:
+    """The shortest lines of `texts` in which every word still stands `repeats` times (or as often as it did).
+
+    Makes a corpus file of a few kilobytes out of the prompts and answers of many episodes::
+
+        lines = compact_corpus(text for episode in episodes for text in episode_texts(episode))
+        Path("household.txt").write_text("\\n".join(lines) + "\\n")
+    """
+    lines = {line.strip() for text in texts for line in text.splitlines() if line.strip()}
+    have: Counter[str] = Counter()
+    kept = []
+    for line in sorted(lines, key=lambda line: (len(line), line)):
+        words = re.findall(_PIECES, re.sub("[0-9]", "", line))
+        if any(have[word] < repeats for word in words):
+            have.update(words)
+            kept.append(line)
+    return kept
+
+
+@cache
+def load_corpus(name: str = "household") -> tuple[str, ...]:
+    """Lines of a corpus that comes with the package.
+
+    Raises:
+        ModelError: there is no such corpus.
+    """
+    folder = resources.files("rllib_vlm.models").joinpath("corpus")
+    names = sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".txt"))
+    if name not in names:
+        raise ModelError(f"no corpus {name!r} comes with the package; there is {', '.join(names)}")
+    return tuple(folder.joinpath(f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def _pieces(splitter: pre_tokenizers.PreTokenizer, texts: Iterable[str]) -> list[str]:
+    return [piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)]
+
+
+def _count_pieces(
+    texts: Sequence[str], splitter: pre_tokenizers.PreTokenizer, tags: Sequence[str]
+) -> Counter[str]:
+    """How often each piece stands in the texts."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for tag in tags:
+            text = text.replace(tag, "\n")
+        counts.update(_pieces(splitter, (text,)))
+    for role in ("system", "user", "assistant"):
+        counts[_pieces(splitter, (f"{role}\n",))[0]] = 1 << 20
+    return counts
+
+
+def _merges(counts: Counter[str], alphabet: Sequence[str], size: int) -> list[tuple[str, str]]:
+    """The first BPE merges of the counted pieces, about `size` of them."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + size, initial_alphabet=list(alphabet), show_progress=False
+    )
+    # Pieces are already in the byte alphabet, so the trainer gets them one by one and cuts no further.
+    # Counts enter by repetition, capped: beyond it only the order of very common merges would change.
+    bpe = Tokenizer(models.BPE())
+    pieces = sorted(p for p in counts for _ in range(min(counts[p], 200)))
+    bpe.train_from_iterator(pieces, trainer=trainer)
+    return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]

@@ -1,0 +1,470 @@
+"""The household environment: SPOC's tasks in simulated houses, as a Gymnasium environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_vlm.errors import SimulatorError, UnknownNameError
+from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
+from rllib_vlm.sims.household import settings as options_
+from rllib_vlm.sims.household.episode import Episode, EpisodeSource
+from rllib_vlm.sims.household.metrics import EpisodeRecord
+from rllib_vlm.sims.household.planner import MOVE_M
+from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
+from rllib_vlm.sims.household.scene import CAMERAS, Scene
+from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
+from rllib_vlm.sims.household.tasks import (
+    GRASPING,
+    OBJECT_NAV_M,
+    OBJECT_NAV_PIXELS,
+    Task,
+    TaskName,
+    item_words,
+)
+from rllib_vlm.sims.household.text_view import describe, proprioception
+from rllib_vlm.sims.household.world import ACTIONS, Split, World
+from rllib_vlm.sims.tasks import Start, curriculum, draw_start
+from rllib_vlm.types import ActionSet, Demonstration
+
+if TYPE_CHECKING:
+    from rllib_vlm.sims.household.expert import ExpertKind
+
+TEXT_LENGTH = 2048
+TEXT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789 .,:_-\n")
+_CELL_M = 0.5  # floor cells of the RoomVisit shaping
+_DRIVES = frozenset({
+    "move_ahead", "move_back", "rotate_left", "rotate_right", "rotate_left_small", "rotate_right_small",
+})  # fmt: skip
+
+
+class Household(Simulator):
+    """A robot with one arm in a house of several rooms: find, fetch, pick up, go to, visit.
+
+    ## Description
+    A Stretch-like robot stands somewhere in a procedural house and gets an instruction such as
+    "fetch the red mug from the kitchen table". It sees two pictures: its navigation camera looks
+    ahead and down, its manipulation camera looks to its right, where its arm reaches out. Tasks and
+    success rules are those of SPOC (https://github.com/allenai/spoc-robot-training):
+
+    | task | instruction, for example | success |
+    |---|---|---|
+    | ObjectNav | "find the red mug" | `done`, and a fitting object is visible in the navigation camera within 2 m |
+    | PickUp | "pick up the red mug on the kitchen table" (starts near it) | `done`, and a fitting object is held |
+    | Fetch | "fetch the red mug from the kitchen table" | `done`, and a fitting object is held |
+    | RoomNav | "go to the kitchen" | `done` inside a room of that type |
+    | RoomVisit | "visit all 3 rooms and mark each one" | `done`, and every room marked by a correct `sub_done` |
+
+    ## Action Space
+    `Discrete(20)`, SPOC's actions in SPOC's order:
+
+    | number | action | effect |
+    |---|---|---|
+    | 0, 3 | move_ahead, move_back | 0.2 m |
+    | 1, 2 | rotate_right, rotate_left | 30 degrees |
+    | 6, 7 | rotate_left_small, rotate_right_small | 6 degrees |
+    | 4 | done | ends the episode |
+    | 5 | sub_done | marks the present room (RoomVisit only) |
+    | 8, 19 | pickup, dropoff | closes or opens the gripper; pickup needs an object in its sphere |
+    | 9, 10 | arm_in, arm_out | 0.1 m |
+    | 11, 12 | arm_up, arm_down | 0.1 m |
+    | 13, 14 | wrist_open, wrist_close | 10 degrees |
+    | 15 - 18 | arm_down_small, arm_in_small, arm_out_small, arm_up_small | 0.02 m |
+
+    `turn` carries out several of them, by name, before the next observation.
+
+    ## Observation Space
+    `Dict(text=Text, images=Box(0, 255, (2, height, width, 3), uint8))`. The first picture is the
+    navigation camera's, the second the manipulation camera's. With `observation="vision"` the text
+    holds only what pictures show badly: `lift 0.70 arm 0.20 holding nothing ok` (or `failed` and the
+    last turn's actions that did not have their effect). With `"text"` there are no images; the text
+    lists the visible things with bearing and distance, nearest first, then that same line. `"both"`
+    has the long text and the images.
+
+    ## Rewards
+    `reward="spoc"`: +10 for success; for each metre closer to the goal than ever before +1; in
+    grasping tasks +5 when the target first is in the gripper's sphere, +5 when it first is held, and
+    5 for each metre (below 1 m) the gripper comes closer than ever before; in RoomVisit +0.005 for a
+    new floor cell, +2 for a new room, +2 or -0.2 for a right or wrong `sub_done`.
+    `reward="spoc_sparse"`: +10 for success. `reward="vagen"`: +10 once the target is held or the robot is
+    within 0.35 m of it, which also ends the episode. Every weight is a field of `RewardWeights`.
+
+    ## Starting State
+    A random house, task and free pose, all from the seed. `start="same_room"` starts in the target's
+    room, `"near"` in front of the target (always so for PickUp). A `curriculum` draws the kind of start
+    from the `level` given in the options of `reset`.
+
+    ## Episode End
+    Terminated by `done` (and by reaching the target in `vagen` mode); truncated after 600 steps
+    (RoomVisit: 1000). A turn without a valid action counts as one step.
+
+    ## Arguments
+    - `split`: `"train"` or `"heldout"`; no house is in both.
+    - `tasks`: which tasks to draw from.
+    - `rooms`, `furniture`, `items`: (least, most) of each house; None: the generator's own choice.
+    - `observation`, `camera_size` (width, height): see above.
+    - `reward`, `reward_weights`: see above; weights as a mapping or a `RewardWeights`.
+    - `max_steps`: one limit for all tasks or one per task; None: SPOC's.
+    - `house_seeds`: (first, one after the last) seed of the houses.
+    - `start`, `curriculum`: see above; a curriculum overrides `start`.
+    - `world`: the simulator underneath; `"embedded"` is MuJoCo.
+
+    Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed).
+
+    ## Metrics
+    `info["metrics"]` of the last step: success, sel, spl, episode_length, expert_length, path_m,
+    rooms_visited, rooms_visited_share, rooms_marked, picked_up, target_seen, grasp_tries,
+    failed_grasps, failed_actions, collisions, distance_to_target.
+
+    Raises:
+        ConfigErrors: with everything that is wrong with the arguments.
+    """
+
+    actions: ClassVar[ActionSet] = ACTIONS
+    description: ClassVar[str] = (
+        "You are a robot with an arm in a house. The first picture looks ahead; the second looks to your "
+        "right, where your arm reaches out. Actions: move_ahead and move_back drive 0.2 m; rotate_left and "
+        "rotate_right turn 30 degrees, rotate_left_small and rotate_right_small 6 degrees; arm_up and "
+        "arm_down lift the arm by 0.1 m, arm_out and arm_in stretch it by 0.1 m, and with _small (as in "
+        "arm_up_small) by 0.02 m; wrist_open and wrist_close turn the wrist; pickup grasps the object at the "
+        "gripper, dropoff lets it go; sub_done marks a new room when rooms are to be visited; done ends the "
+        "task."
+    )
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
+
+    def __init__(
+        self,
+        *,
+        split: Split = "train",
+        tasks: Sequence[TaskName] | TaskName = ("Fetch",),
+        rooms: tuple[int, int] = (2, 3),
+        furniture: tuple[int, int] | None = None,
+        items: tuple[int, int] | None = None,
+        observation: ObservationMode = "vision",
+        camera_size: tuple[int, int] = (196, 112),
+        reward: RewardMode = "spoc",
+        reward_weights: RewardWeights | Mapping[str, Any] | None = None,
+        max_steps: int | Mapping[TaskName, int] | None = None,
+        house_seeds: tuple[int, int] = (0, 10_000),
+        start: Start = "anywhere",
+        curriculum: str | None = None,
+        world: Literal["embedded"] = "embedded",
+        render_mode: str | None = None,
+    ) -> None:
+        self.settings: Settings = check_settings(
+            split=split, tasks=tasks, rooms=rooms, furniture=furniture, items=items, house_seeds=house_seeds,
+            observation=observation, camera_size=camera_size, reward=reward, weights=reward_weights,
+            max_steps=max_steps, start=start, curriculum=curriculum, world=world,
+        )  # fmt: skip
+        self.render_mode = render_mode
+        self.action_space = gym.spaces.Discrete(len(ACTIONS))
+        width, height = self.settings.camera_size
+        spaces: dict[str, gym.Space[Any]] = {
+            "text": gym.spaces.Text(TEXT_LENGTH, min_length=0, charset=TEXT_CHARACTERS)
+        }
+        if observation != "text":
+            spaces["images"] = gym.spaces.Box(0, 255, (len(CAMERAS), height, width, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict(spaces)  # type: ignore[assignment]
+        self._source = EpisodeSource(house_seeds=self.settings.house_seeds, house=self.settings.house)
+        self._world: World | None = None
+        self._episode: Episode | None = None
+        self._over = True
+
+    # ----- what experts and tests look at
+
+    @property
+    def world(self) -> World:
+        """The simulator underneath, started when it is first needed."""
+        if self._world is None:
+            module, _, name = options_.WORLDS[self.settings.world].partition(":")
+            self._world = getattr(import_module(module), name)(camera_size=self.settings.camera_size)
+        return self._world
+
+    @property
+    def episode(self) -> Episode:
+        """The present episode's givens."""
+        if self._episode is None:
+            raise SimulatorError("the household has no episode yet: call reset() first")
+        return self._episode
+
+    @property
+    def task(self) -> Task:
+        """The present task."""
+        return self.episode.task
+
+    @property
+    def record(self) -> EpisodeRecord:
+        """What has happened in the present episode."""
+        return self._record
+
+    @property
+    def scene(self) -> Scene:
+        """What can be seen now."""
+        return self._scene
+
+    # ----- gymnasium
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Starts an episode; the same seed and options always give the same one."""
+        super().reset(seed=seed)
+        options = dict(options or {})
+        for key in options:
+            if key not in options_.RESET_OPTIONS:
+                raise UnknownNameError("Household.reset options", key, options_.RESET_OPTIONS)
+        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        split: Split = options.get("split") or self.settings.split
+        rng = np.random.default_rng([number, options_.SPLITS.index(split)])
+        name: TaskName = self.settings.tasks[int(rng.integers(len(self.settings.tasks)))]
+        name = options.get("task") or name
+        self._episode = episode = self._source.draw(
+            number, split, name=name, start=self._start(name, options, rng), rng=rng
+        )
+        start = episode.start
+        self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))
+        self._scene = Scene(self.world, episode.house, episode.place.nav)
+        self._begin(episode)
+        info: Info = {
+            "instruction": episode.task.instruction, "task": name, "house": episode.house.seed, "split": split,
+            "start": episode.start_kind, "seed": number, "expert_length": self._record.expert_length,
+        }  # fmt: skip
+        return self._observe(), info
+
+    def _start(self, name: TaskName, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
+        """Which kind of start this episode has. Always draws once, so that the rest stays the same."""
+        level = float(options.get("level") or 0.0)
+        odds = {self.settings.start: 1.0}
+        if self.settings.curriculum is not None:
+            odds = dict(curriculum(self.settings.curriculum)(level if "level" in options else 1.0))
+        drawn = draw_start(odds, rng)
+        if options.get("start"):
+            return options["start"]  # type: ignore[no-any-return]
+        return "near" if name == "PickUp" else drawn
+
+    def _begin(self, episode: Episode) -> None:
+        from rllib_vlm.sims.household.lengths import expert_length
+
+        start = episode.start
+        self._record = EpisodeRecord(
+            expert_length=expert_length(episode, self.world.robot), shortest_path_m=self._shortest_path(episode)
+        )
+        self._limit = self.settings.max_steps[episode.task.name]
+        self._over = False
+        self._failed: list[str] = []
+        self._at = (start.x, start.y)
+        self._visit()
+        self._shaping = Shaping(
+            self.settings.weights, start=self._situation(), visits_rooms=episode.task.name == "RoomVisit"
+        )
+
+    @staticmethod
+    def _shortest_path(episode: Episode) -> float:
+        from rllib_vlm.sims.household.lengths import tour_length
+
+        if episode.task.name == "RoomVisit":
+            return tour_length(episode)
+        return episode.distance(episode.start.x, episode.start.y)
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]:
+        """One action."""
+        self._failed = []
+        reward, terminated, truncated, info = self._execute(ACTIONS.names[int(action)])
+        return self._observe(), reward, terminated, truncated, info
+
+    def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
+        """Several actions, and one observation at their end."""
+        if not actions:
+            return self.idle()
+        self._failed = []
+        total = 0.0
+        for name in actions:
+            reward, terminated, truncated, info = self._execute(name)
+            total += reward
+            if terminated or truncated:
+                break
+        return self._observe(), total, terminated, truncated, info
+
+    def idle(self) -> tuple[Observation, float, bool, bool, Info]:
+        """A turn without a valid action: one step passes."""
+        self._failed = []
+        reward, terminated, truncated, info = self._execute(None)
+        return self._observe(), reward, terminated, truncated, info
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Both pictures side by side, [height, 2 * width, 3]."""
+        pictures = self.world.render()
+        return np.concatenate([pictures[c] for c in CAMERAS], axis=1)
+
+    def close(self) -> None:
+        """Stops the simulator underneath. May be called more than once."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+
+    def expert(self, *, max_actions: int = 1, kind: ExpertKind = "search") -> Expert:
+        """An expert for the present episode, from whatever state it is in.
+
+        Args:
+            max_actions: the most actions it answers a turn with.
+            kind: "search" knows only what the cameras have shown since it was made; "planner" knows
+                the whole house and takes the shortest way.
+        """
+        from rllib_vlm.sims.household.expert import make_expert
+
+        return make_expert(self, max_actions=max_actions, kind=kind)
+
+    # ----- one action
+
+    def _execute(self, name: str | None) -> tuple[float, bool, bool, Info]:
+        """One action (None: nothing) and what it brings: reward, terminated, truncated, info."""
+        if self._over:
+            raise SimulatorError("the household episode is over: call reset() before acting again")
+        weights, record, task = self.settings.weights, self._record, self.task
+        record.steps += 1
+        reward = weights.step
+        worked = name is None or self._act(name)
+        if not worked and name is not None:
+            self._failed.append(name)
+            record.failed_actions += 1
+            record.collisions += name in _DRIVES
+            reward += weights.failed_action
+        self._visit()
+        if self.settings.reward == "spoc":
+            reward += self._shaping(self._situation())
+            if name == "sub_done" and task.name == "RoomVisit":
+                reward += weights.sub_done if worked else weights.wrong_sub_done
+        success = self.succeeded() if name == "done" else False
+        if self.settings.reward == "vagen" and task.targets:
+            success = success or self._reached()
+        terminated = success or name == "done"
+        truncated = not terminated and record.steps >= self._limit
+        if success:
+            reward += weights.success
+        elif terminated:
+            reward += weights.failed_stop
+        elif truncated:
+            reward += weights.horizon
+        info: Info = {"last_action_success": worked}
+        if terminated or truncated:
+            self._over = True
+            info |= {"success": success, "metrics": self._metrics(success), "instruction": task.instruction}
+            info |= {"task": task.name}
+        return reward, terminated, truncated, info
+
+    def _act(self, name: str) -> bool:
+        """Carries out an action; whether it had its effect."""
+        record = self._record
+        if name == "sub_done":
+            return self._mark()
+        worked = self.world.execute(name)
+        if name == "pickup":
+            record.grasp_tries += 1
+            record.failed_grasps += not worked
+            record.picked_up = record.picked_up or self.holds_target()
+        return worked
+
+    def _mark(self) -> bool:
+        """`sub_done`: marks the present room; False where it is marked already or nothing is to be marked."""
+        room = self._scene.room
+        if self.task.name != "RoomVisit" or room is None or room.id in self._record.marked:
+            return False
+        self._record.marked.add(room.id)
+        return True
+
+    def _visit(self) -> None:
+        robot, record = self.world.robot, self._record
+        step = math.dist(self._at, (robot.x, robot.y))
+        # Below a millimetre the base only trembles; that is no way driven.
+        if step > 1e-3:
+            record.path_m += step
+            self._at = (robot.x, robot.y)
+        room = self._scene.room
+        if room is not None:
+            record.rooms.add(room.id)
+
+    # ----- success
+
+    def holds_target(self) -> bool:
+        """Whether an object that fits the instruction is held."""
+        return self.world.robot.held in self.task.targets
+
+    def succeeded(self) -> bool:
+        """Whether `done` would be right now."""
+        task = self.task
+        if task.name in GRASPING:
+            return self.holds_target()
+        if task.name == "RoomVisit":
+            return len(self._record.marked) == len(self.episode.house.rooms)
+        if task.name == "RoomNav":
+            room = self._scene.room
+            return room is not None and room.type == task.room
+        return any(self.in_view(target) for target in task.targets)
+
+    def in_view(self, target: str) -> bool:
+        """ObjectNav's rule: enough of it in the navigation camera, within 2 m."""
+        view = self.world.views("navigation", [target])[target]
+        near = self._floor_distance(target) <= OBJECT_NAV_M
+        return near and view.pixels >= OBJECT_NAV_PIXELS and view.visible >= 0.3
+
+    def _reached(self) -> bool:
+        """VAGEN's rule: held, or the robot within 0.35 m on the floor."""
+        near = min(self._floor_distance(t) for t in self.task.targets)
+        return self.holds_target() or near <= self.settings.weights.near_m
+
+    def _floor_distance(self, target: str) -> float:
+        robot, position = self.world.robot, self.world.position(target)
+        return math.dist((robot.x, robot.y), position[:2])
+
+    def _situation(self) -> Situation:
+        robot, task, episode = self.world.robot, self.task, self.episode
+        grasping = task.name in GRASPING
+        distance = episode.distance(robot.x, robot.y)
+        return Situation(
+            distance=distance if math.isfinite(distance) else None,
+            gripper_distance=(
+                min(math.dist(robot.gripper, self.world.position(t)) for t in task.targets) if grasping else None
+            ),
+            graspable=grasping and not set(task.targets).isdisjoint(self.world.graspable()),
+            held=grasping and self.holds_target(),
+            cell=(math.floor(robot.x / _CELL_M), math.floor(robot.y / _CELL_M)),
+            room=room.id if (room := self._scene.room) is not None else None,
+        )
+
+    def _metrics(self, success: bool) -> dict[str, float]:
+        if self.task.targets:
+            distance = min(self._floor_distance(t) for t in self.task.targets)
+        else:
+            robot = self.world.robot
+            distance = self.episode.distance(robot.x, robot.y)
+        return self._record.metrics(
+            success=success, distance_to_target_m=distance, rooms_in_house=len(self.episode.house.rooms)
+        )
+
+    # ----- observations
+
+    def held_words(self) -> str:
+        """The held object in words; "nothing" if there is none."""
+        held = self.world.robot.held
+        return item_words(self.episode.items[held]) if held is not None else "nothing"
+
+    def _observe(self) -> Observation:
+        mode = self.settings.observation
+        if mode == "vision":
+            text = proprioception(self.world.robot, self.held_words(), self._failed)
+        else:
+            text = describe(self._scene, self.held_words(), self._failed)
+        observation: Observation = {"text": text}
+        if mode != "text":
+            pictures = self.world.render()
+            observation["images"] = np.stack([pictures[c] for c in CAMERAS])
+        return observation
+
+
+__all__ = ["MOVE_M", "Demonstration", "Household"]

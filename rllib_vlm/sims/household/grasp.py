@@ -1,0 +1,127 @@
+"""Where to stand to take an item, and which arm actions take it.
+
+The arm reaches out to the robot's right. A standing point is a place on the floor from which the
+arm, held out towards the item at the item's height, meets nothing else on its way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_vlm.sims.household.floorplan import footprint
+from rllib_vlm.sims.household.planner import NavigationMap, Point, Pose
+from rllib_vlm.sims.household.world import Furniture, House, RobotState
+
+ARM_STEP_M, ARM_SMALL_STEP_M = 0.1, 0.02  # SPOC's step sizes, for the lift and for the arm
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What the planner knows of a robot's shape. Distances in metres from the base's centre."""
+
+    radius: float  # keeps this far from obstacles
+    gripper_min: float  # of the grasp centre, arm retracted
+    gripper_max: float  # of the grasp centre, arm out
+    grasp_radius: float  # of the gripper's sphere
+    arm_width: float = 0.07  # half the width the arm sweeps
+
+
+STRETCH = Body(radius=0.2, gripper_min=0.3, gripper_max=0.8, grasp_radius=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An item to take: where it is now, and how large it is."""
+
+    id: str
+    x: float
+    y: float
+    z: float
+    top: float  # height of its upper end
+    radius: float  # half its larger horizontal extent
+
+
+def standing_points(
+    nav: NavigationMap, body: Body, target: Target, others: list[Target], *, margin: float = 0.06
+) -> NDArray[np.bool_]:
+    """Which grid points one can take the target from; a stricter choice first, a looser one if it is empty."""
+    near, far = body.gripper_min + margin, body.gripper_max - margin
+    roomy = nav.free & (nav.clearance >= body.radius + 0.04) & nav.within(target.x, target.y, near, far)
+    cells = np.argwhere(roomy)
+    points = [(float(nav.xs[i]), float(nav.ys[j])) for i, j in cells]
+    clear = [
+        _furniture_clear(nav.house, body, p, target) and _items_clear(body, p, target, others) for p in points
+    ]
+    result = np.zeros_like(roomy)
+    chosen = cells[np.array(clear, dtype=bool)] if any(clear) else cells[:0]
+    result[tuple(chosen.T)] = True
+    return result
+
+
+def _furniture_clear(house: House, body: Body, p: Point, target: Target) -> bool:
+    """Whether the arm passes over all furniture between p and the target."""
+    bottom = target.z - body.arm_width
+    for piece in house.furniture:
+        if piece.height < bottom:
+            continue
+        if _segment_in_rect(p, (target.x, target.y), piece, body.arm_width):
+            return False
+    return True
+
+
+def _segment_in_rect(a: Point, b: Point, piece: Furniture, grow: float) -> bool:
+    x0, y0, x1, y1 = footprint(piece)
+    for t in np.linspace(0.0, 1.0, 12):
+        x, y = a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])
+        if x0 - grow <= x <= x1 + grow and y0 - grow <= y <= y1 + grow:
+            return True
+    return False
+
+
+def _items_clear(body: Body, p: Point, target: Target, others: list[Target]) -> bool:
+    """Whether no other item stands in the arm's way from p to the target."""
+    ux, uy = target.x - p[0], target.y - p[1]
+    length = math.hypot(ux, uy) or 1e-9
+    ux, uy = ux / length, uy / length
+    for other in others:
+        if other.id == target.id or other.top < target.z - body.arm_width or other.z > target.z + 0.4:
+            continue
+        along = (other.x - p[0]) * ux + (other.y - p[1]) * uy
+        across = abs((other.x - p[0]) * uy - (other.y - p[1]) * ux)
+        if 0.0 < along < length + 0.02 and across < other.radius + body.arm_width:
+            return False
+    return True
+
+
+def can_stand(body: Body, nav: NavigationMap, mask: NDArray[np.bool_], pose: Pose, target: Target) -> bool:
+    """Whether the target can be taken from where the robot is: on, or next to, a standing point."""
+    distance = math.dist(pose.point, (target.x, target.y))
+    if not body.gripper_min + 0.02 <= distance <= body.gripper_max - 0.03:
+        return False
+    i, j = nav.cell(pose.x, pose.y)
+    return bool(mask[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].any())
+
+
+def steps_to(error: float, *, tolerance: float) -> tuple[int, int]:
+    """Large and small arm steps (both signed) that take off a length error to within a tolerance."""
+    large = int(abs(error) / ARM_STEP_M + 0.35)
+    sign = 1 if error > 0 else -1
+    rest = error - sign * large * ARM_STEP_M
+    small = 0 if abs(rest) <= tolerance else round(rest / ARM_SMALL_STEP_M)
+    return sign * large, small
+
+
+def arm_actions(error: float, positive: str, negative: str, *, tolerance: float = 0.03) -> list[str]:
+    """Actions that move the lift or the arm by `error` metres: the large steps, then the small ones."""
+    large, small = steps_to(error, tolerance=tolerance)
+    actions = [positive if large > 0 else negative] * abs(large)
+    return actions + [f"{positive if small > 0 else negative}_small"] * abs(small)
+
+
+def side_bearing(robot: RobotState, x: float, y: float) -> float:
+    """Where (x, y) lies from the arm's direction, degrees, positive: the robot must turn left."""
+    return Pose(robot.x, robot.y, robot.yaw - 90.0).bearing(x, y)

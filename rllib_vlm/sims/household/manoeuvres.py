@@ -1,0 +1,146 @@
+"""What both experts do once they know where to go: drive, look, and take an item.
+
+Each manoeuvre answers one turn from the robot's present state, so that slips and failed grasps are
+mended by the next turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_vlm.sims.household.episode import Place
+from rllib_vlm.sims.household.grasp import (
+    ARM_STEP_M,
+    Target,
+    arm_actions,
+    can_stand,
+    side_bearing,
+    standing_points,
+)
+from rllib_vlm.sims.household.planner import Pose, drive, turns
+from rllib_vlm.sims.household.world import World
+
+STOWED_M = 0.03  # an arm extended less than this is stowed
+ALIGNED_DEG = 3.5
+LEVEL_M = 0.05  # heights that differ less need no lift
+ABOVE_M = 0.02  # the gripper goes this far above an item's centre
+
+
+@dataclass(frozen=True, slots=True)
+class Manoeuvre:
+    """A turn's actions and the sub-goal they serve (a word of a small closed vocabulary)."""
+
+    actions: tuple[str, ...]
+    subgoal: str
+
+
+class Manoeuvres:
+    """Manoeuvres of one robot in one house."""
+
+    def __init__(self, world: World, place: Place, max_actions: int) -> None:
+        self.world, self.place, self.max_actions = world, place, max_actions
+        self._fields: dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {}
+        self._masks: dict[str, tuple[Target, NDArray[np.bool_]]] = {}
+
+    @property
+    def pose(self) -> Pose:
+        robot = self.world.robot
+        return Pose(robot.x, robot.y, robot.yaw)
+
+    def _cut(self, actions: list[str], subgoal: str) -> Manoeuvre:
+        return Manoeuvre(tuple(actions[: self.max_actions]), subgoal)
+
+    def field(self, key: str, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The field of a mask, kept under a key as long as the mask stays the same."""
+        kept = self._fields.get(key)
+        if kept is None or not np.array_equal(kept[0], mask):
+            self._fields[key] = kept = (mask, self.place.nav.field(mask))
+        return kept[1]
+
+    def go(
+        self, key: str, mask: NDArray[np.bool_], subgoal: str, arrived: Callable[[Pose], bool]
+    ) -> Manoeuvre | None:
+        """Drives towards a mask; None where there is no way, or nothing left to do."""
+        field = self.field(key, mask)
+        actions, _ = drive(self.place.nav, field, self.pose, arrived, self.max_actions)
+        return self._cut(actions, subgoal) if actions else None
+
+    def stow(self) -> Manoeuvre | None:
+        """Draws the arm in before driving; None where it is in."""
+        robot = self.world.robot
+        if robot.arm <= STOWED_M:
+            return None
+        return self._cut(["arm_in"] * max(1, round(robot.arm / ARM_STEP_M)), "stow")
+
+    def face(self, x: float, y: float, subgoal: str, *, tolerance: float = 15.0) -> Manoeuvre | None:
+        """Turns towards a point; None where it is ahead."""
+        actions = self._rotations(self.pose.bearing(x, y), tolerance)
+        return self._cut(actions, subgoal) if actions else None
+
+    @staticmethod
+    def _rotations(error: float, tolerance: float) -> list[str]:
+        actions: list[str] = []
+        while (action := turns(error, tolerance=tolerance)) is not None and len(actions) < 12:
+            actions.append(action)
+            error -= Pose(0.0, 0.0, 0.0).after(action).yaw
+        return actions
+
+    def target(self, item_id: str, position: tuple[float, float, float]) -> Target:
+        item = next(i for i in self.place.house.items if i.id == item_id)
+        return self.place.as_target(item, position)
+
+    def standing(self, target: Target) -> NDArray[np.bool_]:
+        """Where the target can be taken from; the first choice again as long as it has not moved."""
+        kept = self._masks.get(target.id)
+        if kept is None or math.dist((kept[0].x, kept[0].y), (target.x, target.y)) > 0.04:
+            house = self.place.house
+            others = [self.target(i.id, self.world.position(i.id)) for i in house.items if i.id != target.id]
+            near = [o for o in others if math.dist((o.x, o.y), (target.x, target.y)) < 1.5]
+            mask = standing_points(self.place.nav, self.place.body, target, near) & self.place.reachable
+            if not mask.any():
+                mask = standing_points(self.place.nav, self.place.body, target, []) & self.place.reachable
+            self._masks[target.id] = kept = (target, mask)
+        return kept[1]
+
+    def take(self, item_id: str, position: tuple[float, float, float]) -> Manoeuvre | None:
+        """Goes to an item believed at `position`, takes it and stops; None where there is no way."""
+        robot = self.world.robot
+        if robot.held == item_id:
+            return Manoeuvre(("done",), "stop")
+        if robot.held is not None:
+            return Manoeuvre(("dropoff",), "drop")
+        if item_id in self.world.graspable():
+            return Manoeuvre(("pickup",), "grasp")
+        target = self.target(item_id, position)
+        mask = self.standing(target)
+        if not can_stand(self.place.body, self.place.nav, mask, self.pose, target):
+            far = math.dist(self.pose.point, (target.x, target.y)) > 1.5
+            return self.stow() or self.go(
+                f"take {item_id}", mask, "go to target" if far else "approach",
+                lambda pose: can_stand(self.place.body, self.place.nav, mask, pose, target),
+            )  # fmt: skip
+        return self._reach(target)
+
+    def _reach(self, target: Target) -> Manoeuvre:
+        """From a standing point: align, raise, reach."""
+        robot = self.world.robot
+        error = side_bearing(robot, target.x, target.y)
+        rotations = self._rotations(error, ALIGNED_DEG)
+        if rotations:
+            if abs(error) > 10.0 and (stow := self.stow()) is not None:
+                return stow
+            return self._cut(rotations, "align")
+        rise = target.z + ABOVE_M - robot.gripper[2]
+        if abs(rise) > LEVEL_M and (actions := arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)):
+            return self._cut(actions, "raise" if rise > 0 else "lower")
+        base = (robot.x, robot.y)
+        out = math.dist(base, (target.x, target.y)) - math.dist(base, robot.gripper[:2])
+        actions = arm_actions(out, "arm_out", "arm_in", tolerance=0.02)
+        if actions:
+            return self._cut(actions, "reach")
+        return Manoeuvre(("pickup",), "grasp")

@@ -1,0 +1,116 @@
+"""The arguments of the household environment, checked all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rllib_vlm.errors import ConfigErrors, did_you_mean
+from rllib_vlm.sims.household.rewards import REWARD_MODES, RewardMode, RewardWeights, reward_weights
+from rllib_vlm.sims.household.tasks import MAX_STEPS, TASKS, TaskName
+from rllib_vlm.sims.household.world import Split
+from rllib_vlm.sims.tasks import CURRICULA, STARTS, Start
+
+ObservationMode = Literal["vision", "text", "both"]
+OBSERVATION_MODES: tuple[ObservationMode, ...] = get_args(ObservationMode)
+SPLITS: tuple[Split, ...] = get_args(Split)
+WORLDS = {"embedded": "rllib_vlm.sims.household.embedded:EmbeddedWorld"}
+RESET_OPTIONS = ("split", "level", "task", "start", "house")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked arguments of `Household`."""
+
+    split: Split
+    tasks: tuple[TaskName, ...]
+    house: dict[str, Any]  # arguments of the house generator
+    house_seeds: tuple[int, int]
+    observation: ObservationMode
+    camera_size: tuple[int, int]
+    reward: RewardMode
+    weights: RewardWeights
+    max_steps: dict[TaskName, int]
+    start: Start
+    curriculum: str | None
+    world: str
+
+
+def check_settings(
+    *, split: Any, tasks: Any, rooms: Any, furniture: Any, items: Any, house_seeds: Any, observation: Any,
+    camera_size: Any, reward: Any, weights: Any, max_steps: Any, start: Any, curriculum: Any, world: Any,
+) -> Settings:  # fmt: skip
+    """All arguments, checked.
+
+    Raises:
+        ConfigErrors: with every problem found.
+    """
+    problems: list[str] = []
+
+    def choice(name: str, value: Any, known: Iterable[str]) -> None:
+        known = list(known)
+        if value not in known:
+            problems.append(f"{name}={value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}")
+
+    def pair(name: str, value: Any, low: int) -> tuple[int, int]:
+        try:
+            first, second = (int(v) for v in value)
+            if low <= first <= second:
+                return first, second
+        except (TypeError, ValueError):
+            pass
+        problems.append(f"{name}={value!r} is not a pair (least, most) of whole numbers from {low} up")
+        return low, low
+
+    choice("split", split, SPLITS)
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks or ())
+    if not names:
+        problems.append(f"tasks is empty. Known: {', '.join(TASKS)}")
+    for name in names:
+        choice("tasks", name, TASKS)
+    choice("observation", observation, OBSERVATION_MODES)
+    choice("reward", reward, REWARD_MODES)
+    choice("start", start, STARTS)
+    choice("world", world, WORLDS)
+    if curriculum is not None:
+        choice("curriculum", curriculum, CURRICULA)
+    house: dict[str, Any] = {"rooms": pair("rooms", rooms, 1)}
+    if furniture is not None:
+        house["furniture"] = pair("furniture", furniture, 1)
+    if items is not None:
+        house["items"] = pair("items", items, 1)
+    if house["rooms"][1] < 2 and ({"RoomNav", "RoomVisit"} & set(names)):
+        problems.append(f"rooms={rooms!r}: RoomNav and RoomVisit need houses of at least 2 rooms")
+    seeds = pair("house_seeds", house_seeds, 0)
+    if seeds[0] == seeds[1]:
+        problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
+    size = pair("camera_size", sorted(camera_size) if isinstance(camera_size, list | tuple) else camera_size, 16)
+    if size[0] >= 16 and isinstance(camera_size, list | tuple) and len(camera_size) == 2:
+        size = (camera_size[0], camera_size[1])
+    checked_weights, wrong = reward_weights(weights)
+    problems += wrong
+    steps = _max_steps(max_steps, problems)
+    if problems:
+        raise ConfigErrors("Household", problems)
+    return Settings(
+        split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
+        reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
+    )  # fmt: skip
+
+
+def _max_steps(given: Any, problems: list[str]) -> dict[TaskName, int]:
+    """SPOC's step limits with the given ones (one number, or one per task) laid over them."""
+    limits = dict(MAX_STEPS)
+    if given is None:
+        return limits
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(TASKS, given)
+    for name, limit in given.items():
+        if name not in limits:
+            problems.append(f"max_steps has no {name!r}.{did_you_mean(str(name), TASKS)} Known: {', '.join(TASKS)}")
+        elif isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            problems.append(f"max_steps {limit!r} for {name} is not a whole number from 1 up")
+        else:
+            limits[name] = limit
+    return limits

@@ -1,0 +1,69 @@
+"""Observations in words: short lines from a small, regular vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rllib_vlm.sims.household.scene import Scene, Sighting
+from rllib_vlm.sims.household.world import RobotState
+
+MAX_LINES = 12
+NEAR_M = 1.1  # things nearer than this are told with their place relative to the gripper
+
+
+def bearing_words(bearing: float) -> str:
+    """A bearing in coarse words: ahead, ahead left, left, behind left, behind, ..."""
+    size, side = abs(bearing), "left" if bearing > 0 else "right"
+    if size <= 12:
+        return "ahead"
+    if size <= 50:
+        return f"ahead {side}"
+    if size <= 130:
+        return side
+    return "behind" if size > 165 else f"behind {side}"
+
+
+def distance_words(distance: float) -> str:
+    """A distance in coarse words: close, near, far."""
+    return "close" if distance < 1.0 else "near" if distance < 2.0 else "far"
+
+
+def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
+    """What the robot feels: `lift 0.7 arm 0.2 holding nothing ok`.
+
+    Args:
+        robot: the robot's state.
+        held: the held item in words, "nothing" if there is none.
+        failed: the last turn's actions that did not have their effect.
+    """
+    outcome = "failed " + " ".join(dict.fromkeys(failed)) if failed else "ok"
+    return f"lift {robot.lift:.2f} arm {robot.arm:.2f} holding {held} {outcome}"
+
+
+def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int = MAX_LINES) -> str:
+    """Everything visible in words, nearest first, then the proprioception line.
+
+    One line a thing: `red mug: right 92, 0.6 m, up 0.12, out 0.24`. Bearings are in degrees from
+    the heading (exact to 2 within `NEAR_M`, else to 6); `up` and `out` (items within `NEAR_M` on the
+    arm's side) say how far the gripper has to go, in metres.
+    """
+    room = scene.room
+    lines = [f"in the {room.type}" if room is not None else "in a doorway"]
+    seen = [s for s in scene.look() if s.id != scene.world.robot.held]
+    lines += [_line(s, scene.world.robot) for s in seen[:max_lines]]
+    lines.append(proprioception(scene.world.robot, held, failed))
+    return "\n".join(lines)
+
+
+def _line(seen: Sighting, robot: RobotState) -> str:
+    near = seen.distance <= NEAR_M
+    step = 2 if near else 6
+    angle = step * round(seen.bearing / step)
+    side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
+    words = f"{seen.words}: {side} {abs(angle)}, {seen.distance:.1f} m"
+    if near and seen.kind == "item" and -130.0 <= seen.bearing <= -50.0:
+        up = seen.z - robot.gripper[2]
+        out = seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])
+        words += f", {'up' if up >= 0 else 'down'} {abs(up):.2f}, {'out' if out >= 0 else 'in'} {abs(out):.2f}"
+    return words

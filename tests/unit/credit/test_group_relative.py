@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rllib_vlm.credit.grpo import GRPO
+from rllib_vlm.credit.rloo import RLOO
+from rllib_vlm.errors import RLlibVLMError
+from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
+
+quick = settings(max_examples=50, deadline=None)
+totals = st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=8)
+
+
+def episode(*rewards, tokens=2, group="g"):
+    turns = tuple(
+        Turn(
+            prompt=Prompt(token_ids=np.arange(1, 4)),
+            completion=Completion(
+                token_ids=np.arange(tokens), logprobs=np.zeros(tokens, np.float32), policy_version=0,
+                finish_reason="stop",
+            ),
+            parsed=ParsedAction(valid=True),
+            reward=reward,
+        )
+        for reward in rewards
+    )  # fmt: skip
+    return Trajectory(turns=turns, group=group, terminated=True, truncated=False, success=False)
+
+
+def per_turn(credit):
+    """One number per turn, after checking that the turn's tokens share it."""
+    for turns in credit:
+        for c in turns:
+            assert np.ptp(c.advantages) == 0
+            assert not c.returns.any() and not c.value_mask.any()
+    return [[float(c.advantages[0]) for c in turns] for turns in credit]
+
+
+@quick
+@given(totals)
+def test_grpo_is_its_definition(rewards):
+    assume(np.ptp(rewards) > 1e-3)
+    mean = sum(rewards) / len(rewards)
+    std = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
+    # Half the reward on each of two turns: only the total counts.
+    credit = per_turn(GRPO()([episode(r / 2, r / 2) for r in rewards]))
+    plain = per_turn(GRPO(normalize_std=False)([episode(r) for r in rewards]))
+    for r, normalised, centred in zip(rewards, credit, plain, strict=True):
+        assert normalised == pytest.approx([(r - mean) / (std + 1e-6)] * 2, rel=1e-4, abs=1e-5)
+        assert centred == pytest.approx([r - mean], rel=1e-4, abs=1e-5)
+
+
+@quick
+@given(totals)
+def test_rloo_leaves_itself_out(rewards):
+    assume(np.ptp(rewards) > 1e-3)
+    credit = per_turn(RLOO()([episode(r) for r in rewards]))
+    for i, (advantage,) in enumerate(credit):
+        others = [r for j, r in enumerate(rewards) if j != i]
+        assert advantage == pytest.approx(rewards[i] - sum(others) / len(others), rel=1e-4, abs=1e-4)
+
+
+@quick
+@given(totals, st.floats(-5, 5), st.floats(0.1, 10))
+def test_grpo_ignores_a_shift_and_a_positive_scale(rewards, shift, scale):
+    assume(np.ptp(rewards) > 0.1)
+    plain = per_turn(GRPO()([episode(r) for r in rewards]))
+    moved = per_turn(GRPO()([episode(scale * r + shift) for r in rewards]))
+    np.testing.assert_allclose(plain, moved, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), GRPO(normalize_std=False), GRPO(discount=0.9), RLOO()])
+def test_constant_rewards_give_exactly_no_credit(estimator):
+    # 0.1 added three times and 0.3 differ in the last bit, which a division by the spread would blow up.
+    group = [episode(0.1, 0.1, 0.1), episode(0.1, 0.1, 0.1)]
+    if getattr(estimator, "discount", None) is None:
+        group.append(episode(0.3))
+    for turns in per_turn(estimator(group)):
+        assert turns == [0.0] * len(turns)
+    assert estimator.counts.pop() == {"groups": 1, "groups_of_one": 0, "groups_without_spread": 1}
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), GRPO(discount=1.0), RLOO()])
+def test_a_group_of_one_is_counted_and_gets_nothing(estimator):
+    assert per_turn(estimator([episode(1.0, 3.0)])) == [[0.0, 0.0]]
+    assert estimator.counts.pop() == {"groups": 1, "groups_of_one": 1, "groups_without_spread": 0}
+    assert estimator.counts.pop()["groups"] == 0
+
+
+def test_reward_to_go_by_hand():
+    # Rewards-to-go at discount 0.5: (1 + 1, 2) and (0 + 2, 4); a third member ends after one turn with 5.
+    group = [episode(1.0, 2.0), episode(0.0, 4.0), episode(5.0)]
+    credit = per_turn(GRPO(discount=0.5, normalize_std=False)(group))
+    assert credit == [pytest.approx([2 - 3, 2 - 3]), pytest.approx([2 - 3, 4 - 3]), pytest.approx([5 - 3])]
+
+
+def test_reward_to_go_of_the_last_survivor_uses_the_whole_group():
+    group = [episode(0.0, 6.0), episode(3.0)]
+    credit = per_turn(GRPO(discount=0.0, normalize_std=False)(group))
+    assert credit == [pytest.approx([-1.5, 6 - 3]), pytest.approx([1.5])]
+
+
+def test_reward_to_go_is_scaled_by_one_number_per_group():
+    group = [episode(1.0, 2.0), episode(0.0, 4.0), episode(5.0)]
+    plain = np.concatenate(per_turn(GRPO(discount=0.5, normalize_std=False)(group)))
+    scaled = np.concatenate(per_turn(GRPO(discount=0.5)(group)))
+    np.testing.assert_allclose(scaled, plain / np.sqrt(np.mean(plain**2)), rtol=1e-4)
+
+
+def test_reward_to_go_gives_no_credit_for_the_past():
+    early = GRPO(discount=1.0, normalize_std=False)([episode(1.0, 0.0), episode(0.0, 0.0)])
+    assert per_turn(early) == [pytest.approx([0.5, 0.0]), pytest.approx([-0.5, 0.0])]
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), RLOO()])
+def test_mixed_groups_are_refused(estimator):
+    with pytest.raises(RLlibVLMError, match="2 groups"):
+        estimator([episode(1.0, group="a"), episode(2.0, group="b")])
+
+
+def test_bad_arguments():
+    with pytest.raises(RLlibVLMError, match="epsilon"):
+        GRPO(epsilon=-1.0)
+    with pytest.raises(RLlibVLMError, match="discount"):
+        GRPO(discount=1.2)

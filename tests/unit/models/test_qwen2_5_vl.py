@@ -1,0 +1,258 @@
+"""The family against transformers' own forward, against itself unpacked, and against its own samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rllib_vlm.errors import ModelError
+from rllib_vlm.models.base import TokenRows
+from rllib_vlm.models.qwen2_5_vl import Qwen25VL
+from rllib_vlm.models.sampling import token_logprobs
+from rllib_vlm.types import Message, Prompt, SamplingParams
+from tests.unit.models.conftest import make_hot, make_prompt
+
+Segment = tuple[Prompt, NDArray[np.int64]]
+
+
+def to_rows(rows: list[list[Segment]], pad: int, *, extra: int = 0, left: int = 0) -> TokenRows:
+    """Rows of packed (prompt, answer) segments, padded by `extra` on the right and `left` on the left."""
+    ids = [np.concatenate([np.concatenate([p.token_ids, a]) for p, a in row]) for row in rows]
+    length = max(map(len, ids)) + extra + left
+    token_ids = np.full((len(rows), length), pad)
+    segments = np.zeros((len(rows), length), dtype=np.int64)
+    images = [[i for p, _ in row for i in p.images] for row in rows]
+    count = max(map(len, images))
+    height = max((i.shape[0] for r in images for i in r), default=1)
+    width = max((i.shape[1] for r in images for i in r), default=1)
+    # Whatever stands beyond an image's valid corner must not matter.
+    pixels = np.full((len(rows), count, height, width, 3), 77, dtype=np.uint8)
+    sizes = np.zeros((len(rows), count, 2), dtype=np.int64)
+    for r, row in enumerate(rows):
+        token_ids[r, left : left + len(ids[r])] = ids[r]
+        at = left
+        for s, (p, a) in enumerate(row, 1):
+            segments[r, at : at + len(p.token_ids) + len(a)] = s
+            at += len(p.token_ids) + len(a)
+        for i, image in enumerate(images[r]):
+            pixels[r, i, : image.shape[0], : image.shape[1]] = image
+            sizes[r, i] = image.shape[:2]
+    return TokenRows(
+        token_ids=torch.from_numpy(token_ids),
+        segment_ids=torch.from_numpy(segments),
+        images=torch.from_numpy(pixels),
+        image_sizes=torch.from_numpy(sizes),
+    )
+
+
+def some_segments(family: Qwen25VL) -> list[Segment]:
+    answers = ["<answer>move_ahead</answer>", "done", "<answer>rotate_left,move_ahead</answer>", "a b c d"]
+    return [
+        (make_prompt(family, n, words=3 + 2 * n, seed=n), family.encode_answer(answers[n])) for n in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(family: Qwen25VL) -> list[torch.Tensor]:
+    """Hidden states of each segment alone, by transformers' forward with its own positions and patches."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 1 << 24})
+    outputs = []
+    for prompt, answer in some_segments(family):
+        ids = torch.from_numpy(np.concatenate([prompt.token_ids, answer]))[None]
+        pictures = {}
+        if prompt.images:
+            pictures = dict(processor(images=list(prompt.images), return_tensors="pt"))
+        with torch.no_grad():
+            out = family.model.model(
+                input_ids=ids, mm_token_type_ids=(ids == family.image_token_id).int(), **pictures
+            )
+        outputs.append(out.last_hidden_state[0])
+    return outputs
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_hidden_states_are_those_of_transformers(family: Qwen25VL, reference: list[torch.Tensor]) -> None:
+    segments = some_segments(family)
+    with torch.no_grad():
+        hidden = family.hidden(to_rows([[s] for s in segments], family.pad_token_id))
+    for row, expected in zip(hidden, reference, strict=True):
+        close(row[: len(expected)], expected)
+    # The reference itself can tell images and positions apart, or the test above would be empty.
+    assert float(reference[0].std()) > 0.1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1), (2, 0, 3)])
+def test_packed_segments_never_see_each_other(
+    family: Qwen25VL, reference: list[torch.Tensor], order: tuple[int, ...]
+) -> None:
+    segments = some_segments(family)
+    rows = to_rows([[segments[i] for i in order], [segments[order[0]]]], family.pad_token_id, extra=3)
+    with torch.no_grad():
+        hidden = family.hidden(rows)
+    for row, members in ((0, order), (1, order[:1])):
+        at = 0
+        for i in members:
+            close(hidden[row, at : at + len(reference[i])], reference[i])
+            at += len(reference[i])
+
+
+@pytest.mark.parametrize(("extra", "left"), [(0, 0), (9, 0), (0, 5), (4, 2)])
+def test_padding_changes_nothing(
+    family: Qwen25VL, reference: list[torch.Tensor], extra: int, left: int
+) -> None:
+    segments = some_segments(family)
+    rows = to_rows([[s] for s in segments], family.pad_token_id, extra=extra, left=left)
+    with torch.no_grad():
+        hidden = family.hidden(rows)
+    for row, expected in zip(hidden, reference, strict=True):
+        close(row[left : left + len(expected)], expected)
+
+
+def test_plain_forward_and_gradients_agree_with_the_fast_one(family: Qwen25VL) -> None:
+    segments = some_segments(family)
+    rows = to_rows([segments[:2], segments[2:]], family.pad_token_id)
+    real = (rows.segment_ids > 0)[..., None]
+    wanted = torch.randn(*real.shape[:2], family.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def gradients(**options: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        import dataclasses
+
+        other = Qwen25VL.__new__(Qwen25VL)
+        other.__dict__.update(family.__dict__)
+        other.config = dataclasses.replace(family.config, **options)
+        other.model.zero_grad()
+        hidden = other.hidden(rows)
+        (hidden * real * wanted).sum().backward()
+        grads = {n: p.grad.clone() for n, p in other.model.named_parameters() if p.grad is not None}
+        other.model.zero_grad()
+        return hidden.detach() * real, grads
+
+    hidden, fast = gradients()
+    for options in ({"plain_forward": True}, {"gradient_checkpointing": True}):
+        other_hidden, other = gradients(**options)
+        close(hidden, other_hidden)
+        assert fast.keys() == other.keys()
+        for name, gradient in fast.items():
+            scale = float(other[name].abs().max())
+            torch.testing.assert_close(gradient, other[name], atol=2e-5 * scale, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    assert float(fast["model.visual.patch_embed.proj.weight"].abs().max()) > 0
+
+
+def sampled_rows(family: Qwen25VL, prompts: list[Prompt], answers: list[NDArray[np.int64]]) -> torch.Tensor:
+    rows = to_rows([[s] for s in zip(prompts, answers, strict=True)], family.pad_token_id)
+    with torch.no_grad():
+        return family.logits(family.hidden(rows))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.7, max_new_tokens=12, seed=1),
+        SamplingParams(temperature=1.3, top_p=0.8, max_new_tokens=12, seed=2),
+        SamplingParams(temperature=0.0, max_new_tokens=12),
+    ],
+)
+@pytest.mark.parametrize("system", ["", "you are a robot in a house with several rooms. turn and look. " * 2])
+def test_log_probs_of_samples_are_those_of_learning(
+    family: Qwen25VL, sampling: SamplingParams, system: str
+) -> None:
+    prompts = [make_prompt(family, n, words=1 + 3 * n + s, seed=s, system=system) for n in range(4) for s in range(3)]
+    answers = family.generate(prompts, sampling)
+    logits = sampled_rows(family, prompts, [ids for ids, _ in answers])
+    worst = 0.0
+    for row, (prompt, (ids, logprobs)) in enumerate(zip(prompts, answers, strict=True)):
+        at = len(prompt.token_ids)
+        learned = token_logprobs(logits[row, at - 1 : at - 1 + len(ids)], torch.from_numpy(ids), sampling)
+        worst = max(worst, float((learned - torch.from_numpy(logprobs)).abs().max()))
+        assert not set(ids.tolist()) & set(family.banned_token_ids)
+    assert worst < 1e-4
+    assert len({tuple(ids.tolist()) for ids, _ in answers}) > 3
+
+
+def test_greedy_takes_the_most_probable_token(family: Qwen25VL) -> None:
+    prompts = [make_prompt(family, n, words=2, seed=n) for n in range(3)]
+    answers = family.generate(prompts, SamplingParams(temperature=0, max_new_tokens=5))
+    logits = sampled_rows(family, prompts, [ids for ids, _ in answers])
+    for row, (prompt, (ids, _)) in enumerate(zip(prompts, answers, strict=True)):
+        at = len(prompt.token_ids) - 1
+        assert logits[row, at : at + len(ids)].argmax(-1).tolist() == ids.tolist()
+
+
+def test_a_seed_repeats_and_batches_keep_their_order(family: Qwen25VL) -> None:
+    prompts = [make_prompt(family, n % 4, words=1 + 40 * (n % 2), seed=n) for n in range(8)]
+    greedy = SamplingParams(temperature=0, max_new_tokens=6)
+    alone = [family.generate([p], greedy)[0][0].tolist() for p in prompts]
+    assert [ids.tolist() for ids, _ in family.generate(prompts, greedy)] == alone
+    sampling = SamplingParams(max_new_tokens=6, seed=5)
+    first, again = family.generate(prompts, sampling), family.generate(prompts, sampling)
+    assert [i.tolist() for i, _ in first] == [i.tolist() for i, _ in again]
+    other = family.generate(prompts, SamplingParams(max_new_tokens=6, seed=6))
+    assert [i.tolist() for i, _ in first] != [i.tolist() for i, _ in other]
+
+
+def test_rows_end_at_their_own_stops(family: Qwen25VL) -> None:
+    prompts = [make_prompt(family, 0, words=n, seed=n) for n in range(1, 25)]
+    free = family.generate(prompts, SamplingParams(temperature=1.0, max_new_tokens=24, seed=3))
+    text = family.decode(free[0][0])[:4]
+    sampling = SamplingParams(temperature=1.0, max_new_tokens=24, seed=3, stop=(text,))
+    stopped = family.generate(prompts, sampling)
+    shorter = family.decode(stopped[0][0])
+    assert text in shorter and len(stopped[0][0]) < 24
+    for ids, logprobs in stopped:
+        assert len(ids) == len(logprobs) <= 24
+        ended = int(ids[-1]) in family.stop_token_ids or text in family.decode(ids)
+        assert ended or len(ids) == 24
+        assert not set(ids[:-1].tolist()) & set(family.stop_token_ids)
+
+
+def test_rows_finish_at_different_times_and_log_probs_stay_right() -> None:
+    """Finished rows leave the cache: an eager stop token makes that happen at every step."""
+    family = make_hot(Qwen25VL.build({"size": "tiny", "hidden_size": 64, "num_layers": 2}))
+    with torch.no_grad():
+        family._bans[family.stop_token_ids[0]] = 6.0  # about every third token stops
+    prompts = [make_prompt(family, n % 3, words=n, seed=n) for n in range(1, 13)]
+    sampling = SamplingParams(max_new_tokens=30, seed=0)
+    answers = family.generate(prompts, sampling)
+    assert len({len(ids) for ids, _ in answers}) > 3
+    logits = sampled_rows(family, prompts, [ids for ids, _ in answers])
+    for row, (prompt, (ids, logprobs)) in enumerate(zip(prompts, answers, strict=True)):
+        at = len(prompt.token_ids) - 1
+        learned = token_logprobs(logits[row, at : at + len(ids)], torch.from_numpy(ids), sampling)
+        torch.testing.assert_close(learned, torch.from_numpy(logprobs), atol=1e-4, rtol=0)
+
+
+def test_logits_ban_everything_that_is_no_answer(family: Qwen25VL) -> None:
+    logits = family.logits(torch.zeros(2, 3, family.hidden_size))
+    assert logits.shape == (2, 3, family.vocab_size) and logits.dtype == torch.float32
+    banned = (logits[0, 0] == -torch.inf).nonzero()[:, 0].tolist()
+    assert tuple(banned) == family.banned_token_ids
+    names = family.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|vision_start|>", "<|im_start|>"])
+    assert set(names) <= set(banned)
+    assert not set(banned) & {*family.stop_token_ids, *family.encode_answer("<think>x</think>")}
+
+
+def test_images_must_match_their_placeholders(family: Qwen25VL) -> None:
+    prompt, answer = some_segments(family)[2]
+    short = Prompt(token_ids=prompt.token_ids, images=prompt.images[:1])
+    with pytest.raises(ModelError, match=r"row 0 has \d+ image tokens but its images make \d+"):
+        family.hidden(to_rows([[(short, answer)]], family.pad_token_id))
+    with pytest.raises(ModelError, match="1 '<image>' but 0 images"):
+        family.encode([Message(role="user", text="<image>")])
+    with pytest.raises(ModelError, match="uint8 array"):
+        family.encode([Message(role="user", text="<image>", images=(np.zeros((28, 28, 3)),))])  # type: ignore[arg-type]
+
+
+def test_the_answer_depends_on_the_images(family: Qwen25VL) -> None:
+    prompt = make_prompt(family, 2)
+    blank = Prompt(token_ids=prompt.token_ids, images=tuple(np.zeros_like(i) for i in prompt.images))
+    none = np.empty(0, dtype=np.int64)
+    with torch.no_grad():
+        seen = family.hidden(to_rows([[(prompt, none)], [(blank, none)]], family.pad_token_id))
+    assert float((seen[0, -1] - seen[1, -1]).abs().max()) > 0.01
