@@ -48,7 +48,9 @@ Set = Annotated[
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(metavar="METRIC=NUMBER", help="Ends a trial there: training_iteration=3, or a JSON mapping."),
+    typer.Option(
+        metavar="METRIC=NUMBER", help="Ends a trial there: training_iteration=3, or a JSON mapping."
+    ),
 ]
 NumSamples = Annotated[int | None, typer.Option(min=1, help="Trials to draw from the search space.")]
 Storage = Annotated[str, typer.Option(help="Folder (or cloud URI) in which run folders are made.")]
@@ -121,7 +123,7 @@ def train_file(
 ) -> None:
     """Runs every experiment of a file, one after the other."""
     if resume is not None and (overrides or stop or num_samples or name):
-        raise typer.BadParameter("a resumed run keeps what it was started with: no --set, --stop, --num-samples, --name")
+        raise typer.BadParameter("a resumed run keeps its --set, --stop, --num-samples and --name")
     from rllib_vlm.config.loader import load
 
     quiet()
@@ -202,7 +204,9 @@ def example_list() -> None:
 @example_app.command("get")
 def example_get(
     name: Annotated[str, typer.Argument(help="As `rllib example list` shows it.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there instead of printing.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write there instead of printing.")
+    ] = None,
 ) -> None:
     """Prints one tuned example, to copy and edit."""
     from rllib_vlm.config.resources import example
@@ -267,7 +271,9 @@ def demos(
         processes=processes,
         console=Console(stderr=True),
     )
-    typer.echo(f"{directory}: {manifest.episodes} episodes, {manifest.turns} turns, {manifest.successes} solved")
+    typer.echo(
+        f"{directory}: {manifest.episodes} episodes, {manifest.turns} turns, {manifest.successes} solved"
+    )
 
 
 def _run(
@@ -292,7 +298,9 @@ def _run(
         failed = failed or bool(outcome.failures)
         results += outcome.results_files
         if outcome.interrupted:
-            typer.echo(f"interrupted; to go on: rllib train file {experiment.source} --resume {outcome.folder}")
+            typer.echo(
+                f"interrupted; to go on: rllib train file {experiment.source} --resume {outcome.folder}"
+            )
             raise typer.Exit(130)
         typer.echo(f"run folder: {outcome.folder}")
     for file in results:
@@ -310,7 +318,9 @@ def _existing(file: Path) -> Path:
     shipped = examples().get(str(file.with_suffix("")).removeprefix("tuned_examples/"))
     if shipped is not None:
         return shipped
-    raise RLlibVLMError(f"{file}: no such file. `rllib example list` names the ones that ship with the package.")
+    raise RLlibVLMError(
+        f"{file}: no such file. `rllib example list` names the ones that ship with the package."
+    )
 
 
 def _headline(file: Path) -> str:

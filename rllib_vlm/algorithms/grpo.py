@@ -25,6 +25,7 @@ class VLMGRPOConfig(VLMAlgorithmConfig):
         self.clip_high = 0.28
         self.num_epochs = 1
         self.minibatch_size = None
+        self.drop_uninformative = True
 
 
 class VLMGRPO(VLMAlgorithm):

@@ -156,6 +156,7 @@ class VLMAlgorithm(Algorithm):
             minibatch_size=config.minibatch_size,
             seed=self._update_seed(),
             normalize_advantages=config.normalize_advantages,
+            drop_uninformative=config.drop_uninformative,
         )
         self._learn(episodes, plan)
         successes = [bool(e.custom_data[SUCCESS]) for e in episodes]

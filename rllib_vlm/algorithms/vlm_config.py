@@ -94,6 +94,7 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         self.loss_reduction = "token_mean"
         self.loss_reduction_constant: float | None = None
         self.mask_truncated = False
+        self.drop_uninformative = False
         self.critic_warmup_updates = 0
         self.value_lr: float | None = None
         self.lr_schedule = "constant"
@@ -109,7 +110,7 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         self.packing = True
         self.logprob_chunk = 1024
         self.log_entropy = True
-        self.learner_torch_threads: int | None = 2
+        self.learner_torch_threads: int | None = None
         self.env_runner_torch_threads: int | None = 1
         # evaluation
         self.evaluation_at: tuple[str, ...] = ("warm_start_end", "final")
@@ -298,6 +299,7 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         loss_reduction: Any = NotProvided,
         loss_reduction_constant: Any = NotProvided,
         mask_truncated: Any = NotProvided,
+        drop_uninformative: Any = NotProvided,
         critic_warmup_updates: Any = NotProvided,
         value_lr: Any = NotProvided,
         lr_schedule: Any = NotProvided,
@@ -339,6 +341,8 @@ class VLMAlgorithmConfig(AlgorithmConfig):
             loss_reduction: "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum" or "fixed".
             loss_reduction_constant: the divisor of "fixed", tokens per row.
             mask_truncated: answers cut at the token limit teach the policy nothing.
+            drop_uninformative: rows whose advantages are all 0 are not read at all, where no critic learns
+                from them (groups that all succeeded, or all failed); means are then over the others.
             critic_warmup_updates: first updates that train the critic only.
             value_lr: learning rate of the critic's head; nothing is `lr`.
             lr_schedule: "constant", "linear" or "cosine", over `total_updates`.
@@ -365,7 +369,11 @@ class VLMAlgorithmConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def learners(self, *, torch_threads: Any = NotProvided, **kwargs: Any) -> Self:
-        """RLlib's `learners`, and `torch_threads`: CPU threads of a learner."""
+        """RLlib's `learners`, and `torch_threads`: CPU threads of a learner.
+
+        By default a learner in the driver takes all of the machine (the env runners rest meanwhile),
+        and learner actors as many as `num_cpus_per_learner`.
+        """
         self._update({"self": self, "learner_torch_threads": torch_threads})
         super().learners(**kwargs)
         return self

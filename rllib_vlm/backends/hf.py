@@ -101,7 +101,7 @@ class HFBackend:
         try:
             answers = self.family.generate([r.prompt for r, _ in batch], sampling, generator)
             completions = [self._completion(ids, logprobs, sampling, version) for ids, logprobs in answers]
-        except Exception as error:  # the caller finds it in each future, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller finds it in each future, whatever it is
             for _, future in batch:
                 future.set_exception(error)
             return
@@ -126,4 +126,10 @@ class HFBackend:
 
 def _key(sampling: SamplingParams) -> tuple[object, ...]:
     """Requests with equal keys can share a batch."""
-    return (sampling.temperature, sampling.top_p, sampling.max_new_tokens, tuple(sampling.stop), sampling.seed)
+    return (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.max_new_tokens,
+        tuple(sampling.stop),
+        sampling.seed,
+    )

@@ -58,7 +58,7 @@ class ScriptedBackend:
                 continue
             try:
                 future.set_result(self._answer(request))
-            except Exception as error:  # the script's own mistake, found in the future
+            except Exception as error:  # noqa: BLE001 - the script's own mistake, found in the future
                 future.set_exception(error)
 
     def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:

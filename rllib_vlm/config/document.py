@@ -120,6 +120,9 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class _Reader:
     """Turns nodes into plain data, noting where each value stands."""
 
@@ -134,6 +137,8 @@ class _Reader:
             self.document.errors.append(f"{mark}: {_dotted(path)} refers to itself")
             return None
         above = (*above, id(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            self.document.errors.append(f"{mark}: {_dotted(path)}: a tag ({node.tag}) means nothing here")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, above)
         if isinstance(node, yaml.SequenceNode):
@@ -175,7 +180,9 @@ class _Reader:
         return {**merged, **own}
 
 
-def _overlay(below: Any, above: Any, above_marks: Mapping[Path, Mark], marks: dict[Path, Mark], path: Path) -> Any:
+def _overlay(
+    below: Any, above: Any, above_marks: Mapping[Path, Mark], marks: dict[Path, Mark], path: Path
+) -> Any:
     if isinstance(below, dict) and isinstance(above, dict) and not (_is_single(below) or _is_single(above)):
         if path in above_marks:
             marks.setdefault(path, above_marks[path])

@@ -16,9 +16,6 @@ from rllib_vlm.config.overrides import parse_overrides
 from rllib_vlm.config.sections import apply_sections, sections
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
-# The first of these that an algorithm's `evaluation()` takes chooses the split.
-_SPLIT_KEYS = ("evaluation_split", "split")
-
 
 def evaluate_checkpoint(
     folder: Path, *, episodes: int | None = None, split: str | None = None, overrides: Sequence[str] = ()
@@ -32,10 +29,13 @@ def evaluate_checkpoint(
     config = _stored_config(folder)
     errors: list[str] = []
     wishes = Document({}, {(): Mark("command line")}).overlay(parse_overrides(overrides, errors))
-    wishes = wishes.overlay(_wishes(type(config), episodes, split, errors))
     apply_sections(config, Document({"config": {}}).overlay(wishes), ("config",), errors)
     if errors:
         raise ConfigErrors(str(folder), errors)
+    if episodes is not None:
+        config.evaluation(evaluation_duration=episodes, evaluation_duration_unit="episodes")
+    if split is not None:
+        _choose_split(config, split)
     algorithm = Algorithm.from_checkpoint(str(folder), config=config)
     try:
         results = algorithm.evaluate()
@@ -45,18 +45,14 @@ def evaluate_checkpoint(
     return {k: _plain(v) for k, v in sorted(flat.items()) if isinstance(v, Real | str)}
 
 
-def _wishes(config_class: type, episodes: int | None, split: str | None, errors: list[str]) -> Document:
-    known = sections(config_class)["evaluation"]
-    wishes: dict[str, Any] = {}
-    if episodes is not None:
-        wishes |= {"evaluation_duration": episodes, "evaluation_duration_unit": "episodes"}
-    if split is not None:
-        key = next((k for k in _SPLIT_KEYS if k in known), None)
-        if key is None:
-            errors.append(f"--split: {config_class.__name__} has no splits to choose from")
-        else:
-            wishes[key] = split
-    return Document({"config": {"evaluation": wishes}} if wishes else {}, {})
+def _choose_split(config: Any, split: str) -> None:
+    """Evaluation plays held-out tasks; `options` of `reset` may say otherwise, and go first."""
+    if split not in ("train", "heldout"):
+        raise RLlibVLMError(f"--split {split}: must be train or heldout")
+    if "simulation" not in sections(type(config)):
+        raise RLlibVLMError(f"--split: {type(config).__name__} has no splits to choose from")
+    options = {**config.reset_options, "split": split}
+    config.evaluation(evaluation_config={**(config.evaluation_config or {}), "reset_options": options})
 
 
 def _stored_config(folder: Path) -> Any:

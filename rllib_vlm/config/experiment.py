@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from rllib_vlm.config.plugins import make_loggers, make_scheduler, make_searcher
 from rllib_vlm.config.samplers import to_tune
 from rllib_vlm.config.schema import Checkpoints, Plugin, check_frame
 from rllib_vlm.config.sections import apply_sections, check_env_config, environment_class, import_object
-from rllib_vlm.errors import RLlibVLMError, UnknownNameError
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
 
 # Variants of a search space that are put through the algorithm's own validation before anything starts.
 _VARIANTS_CHECKED = 8
@@ -119,16 +120,27 @@ def check_variants(experiment: Experiment, document: Document, errors: list[str]
             experiment.config.copy(copy_frozen=False).update_from_dict(resolved).validate()
         except Exception as error:  # noqa: BLE001  (whatever validation refuses is a mistake in the file)
             at = f" at {_variant(values)}" if values else ""
-            message = " ".join(str(error).split()) or type(error).__name__
-            if message not in seen:
-                seen.add(message)
-                errors.append(f"{document.mark(_blame(document, message))}: config{at}: {message}")
+            for message in (
+                error.errors if isinstance(error, ConfigErrors) else [str(error) or type(error).__name__]
+            ):
+                message = " ".join(message.split("To suppress all validation errors")[0].split())
+                if message not in seen:
+                    seen.add(message)
+                    errors.append(f"{document.mark(_blame(document, message))}: config{at}: {message}")
 
 
 def _blame(document: Document, message: str) -> Path:
-    """The path of the longest keyword a validation message names, or of `config`."""
-    named = [p for p in document.marks if p[:1] == ("config",) and len(p) > 2 and str(p[-1]) in message.split()]
-    return max(named, key=lambda p: len(str(p[-1])), default=("config",))
+    """The path of the longest keyword a validation message names, or of `config`.
+
+    Messages may name the attribute a keyword becomes: `warm_start_updates` for `updates` of `warm_start`.
+    """
+    words = set(re.findall(r"\w+", message))
+    found: dict[Path, int] = {}
+    for path in document.marks:
+        if path[:1] == ("config",) and len(path) > 2:
+            names = {str(path[-1]), f"{path[1]}_{path[-1]}"} & words
+            found |= {path: max(map(len, names))} if names else {}
+    return max(found, key=found.__getitem__, default=("config",))
 
 
 def _variant(values: dict[tuple[str, ...], Any]) -> str:

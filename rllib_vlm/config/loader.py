@@ -16,7 +16,11 @@ from rllib_vlm.errors import ConfigErrors, RLlibVLMError, did_you_mean
 
 
 def load(
-    file: str | Path, *, overrides: Sequence[str] = (), stop: Sequence[str] = (), num_samples: int | None = None
+    file: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    stop: Sequence[str] = (),
+    num_samples: int | None = None,
 ) -> list[Experiment]:
     """Every experiment of `file`, with the command line's wishes on top.
 
@@ -42,7 +46,12 @@ def load(
 
 
 def from_names(
-    run: str, env: str, *, overrides: Sequence[str] = (), stop: Sequence[str] = (), num_samples: int | None = None
+    run: str,
+    env: str,
+    *,
+    overrides: Sequence[str] = (),
+    stop: Sequence[str] = (),
+    num_samples: int | None = None,
 ) -> Experiment:
     """The experiment of `rllib train --run RUN --env ENV`: the algorithm's defaults on that environment.
 
@@ -84,7 +93,9 @@ def _load_yaml(path: Path, wishes: Document, errors: list[str]) -> list[Experime
     if document.data is None and document.errors:
         return []
     if not isinstance(document.data, dict) or not document.data:
-        errors.append(f"{path}: an experiment file maps experiment names to {{run: ..., env: ..., config: ...}}")
+        errors.append(
+            f"{path}: an experiment file maps experiment names to {{run: ..., env: ..., config: ...}}"
+        )
         return []
     if "run" in document.data and not isinstance(document.data["run"], dict):
         errors.append(
@@ -95,7 +106,9 @@ def _load_yaml(path: Path, wishes: Document, errors: list[str]) -> list[Experime
     for name in document.data:
         body = document.child(name)
         if not isinstance(body.data, dict):
-            errors.append(f"{document.mark((name,))}: experiment {name!r} must be a mapping, not {body.data!r}")
+            errors.append(
+                f"{document.mark((name,))}: experiment {name!r} must be a mapping, not {body.data!r}"
+            )
             continue
         body = _include(body, path.parent, errors).overlay(wishes)
         experiment = build_experiment(name, body, errors, source=str(path))
@@ -147,7 +160,9 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
 
     config: Any = module.get("config")
     if not isinstance(config, AlgorithmConfig):
-        errors.append(f"{path}: must define `config`, an AlgorithmConfig, at top level (and may define `stop`)")
+        errors.append(
+            f"{path}: must define `config`, an AlgorithmConfig, at top level (and may define `stop`)"
+        )
         return []
     if config.algo_class is None:
         errors.append(f"{path}: `config` names no algorithm; use a class such as VLMPPOConfig")
@@ -160,7 +175,9 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
         apply_sections(config, wishes, ("config",), errors)
     for key in wishes.data:
         if key not in ("config", "stop", "num_samples"):
-            errors.append(f"--set {key}: a Python file decides this itself; `--set` reaches its sections only")
+            errors.append(
+                f"--set {key}: a Python file decides this itself; `--set` reaches its sections only"
+            )
     experiment = Experiment(
         name=path.stem,
         algorithm=config.algo_class,

@@ -30,7 +30,9 @@ def parse_overrides(assignments: Iterable[str], errors: list[str]) -> Document:
         else:
             path = ("config", *keys)
         if len(path) == 2 and path[0] == "config":
-            errors.append(f"--set {assignment}: {keys[0]!r} needs its section before it, such as training.{keys[0]}")
+            errors.append(
+                f"--set {assignment}: {keys[0]!r} needs its section before it, such as training.{keys[0]}"
+            )
             continue
         value = parse_yaml(text, f"--set {name}")
         errors += value.errors

@@ -17,15 +17,16 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], str, int], ...] = (
     ("iter", ("training_iteration",), "d", 5),
     ("time", ("time_total_s",), "time", 8),
     ("phase", ("phase",), "s", 10),
-    ("steps", ("num_env_steps_sampled_lifetime", "env_runners/num_env_steps_sampled_lifetime"), "count", 8),
-    ("episodes", ("env_runners/num_episodes_lifetime",), "count", 8),
-    ("success", ("env_runners/success", "env_runners/success_rate"), ".3f", 7),
-    ("return", ("env_runners/episode_return_mean", "env_runners/return"), ".2f", 8),
-    ("length", ("env_runners/episode_len_mean",), ".1f", 7),
-    ("loss", ("learners/default_policy/total_loss",), ".4f", 9),
-    ("kl", ("learners/default_policy/kl", "learners/default_policy/mean_kl_loss"), ".4f", 8),
-    ("entropy", ("learners/default_policy/entropy",), ".3f", 8),
-    ("held-out", ("evaluation/success", "evaluation/env_runners/success"), ".3f", 8),
+    ("steps", ("num_env_steps_sampled_lifetime", "env_runners/num_env_steps_sampled_lifetime"), "count", 7),
+    ("success", ("env_runners/success_rate",), ".3f", 7),
+    ("return", ("env_runners/episode_return_mean",), ".2f", 7),
+    ("turns", ("env_runners/episode_len_mean",), ".1f", 6),
+    ("no parse", ("env_runners/parse_failure_rate",), ".3f", 8),
+    ("imitation", ("learners/default_policy/imitation_loss",), ".4f", 9),
+    ("policy", ("learners/default_policy/policy_loss",), ".4f", 8),
+    ("kl", ("learners/default_policy/approx_kl", "learners/default_policy/mean_kl_loss"), ".4f", 7),
+    ("entropy", ("learners/default_policy/entropy",), ".3f", 7),
+    ("held-out", ("evaluation/success_rate", "evaluation/env_runners/episode_return_mean"), ".3f", 8),
 )
 _HEADER_EVERY = 20
 
@@ -43,7 +44,9 @@ class ProgressLines(Callback):
             values = ", ".join(f"{k}={v}" for k, v in (trial.evaluated_params or {}).items())
             _say(f"{trial.trial_id}: started{' with ' + values if values else ''}")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any
+    ) -> None:
         flat = flatten_dict(result)
         present = [i for i, (_, keys, _, _) in enumerate(COLUMNS) if any(k in flat for k in keys)]
         if not set(present) <= set(self._columns):
@@ -105,7 +108,9 @@ class MetricStopper(Stopper):
         if missing and not self._told:
             self._told = True
             for name in missing:
-                _say(f"stop: {name!r} is not in the first result; waiting for it.{did_you_mean(name, map(str, flat))}")
+                _say(
+                    f"stop: {name!r} is not in the first result; waiting for it.{did_you_mean(name, map(str, flat))}"
+                )
         return False
 
     def stop_all(self) -> bool:
@@ -119,7 +124,11 @@ def _cell(value: Any, form: str) -> str:
         return str(value)
     if form == "time":
         minutes, seconds = divmod(int(value), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+        return (
+            f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+            if minutes >= 60
+            else f"{minutes}:{seconds:02d}"
+        )
     if form == "count":
         return f"{int(value)}" if value < 100_000 else f"{value / 1000:.0f}k"
     return format(int(value) if form == "d" else float(value), form)

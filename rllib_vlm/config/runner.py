@@ -89,7 +89,9 @@ def run(
     outcome.failures = [_reason(error) for error in results.errors]
     if outcome.folder.is_dir():
         outcome.results_files = sorted(outcome.folder.glob(f"*/{RESULTS_FILE}"))
-    outcome.interrupted = any(not r.metrics or not r.metrics.get("done", True) for r in results if r.error is None)
+    outcome.interrupted = any(
+        not r.metrics or not r.metrics.get("done", True) for r in results if r.error is None
+    )
     return outcome
 
 
@@ -204,7 +206,9 @@ def _new(experiment: Experiment, storage: str | Path, name: str | None) -> tuple
 def _restore(experiment: Experiment, resume: str | Path) -> tuple[str | Path, tune.Tuner]:
     folder: Any = str(resume) if "://" in str(resume) else Path(resume).expanduser().resolve()
     if not tune.Tuner.can_restore(str(folder)):
-        raise RLlibVLMError(f"{folder} holds no run to resume; give the run folder that was printed at its start")
+        raise RLlibVLMError(
+            f"{folder} holds no run to resume; give the run folder that was printed at its start"
+        )
     tuner = tune.Tuner.restore(
         str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True
     )

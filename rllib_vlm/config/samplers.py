@@ -36,7 +36,9 @@ def _convert(value: Any, document: Document, path: Path, errors: list[str]) -> A
         try:
             return _sampler(name, arguments)
         except (TypeError, ValueError) as error:
-            errors.append(f"{document.mark(path)}: {'.'.join(map(str, path))}: {{{name}: {arguments}}}: {error}")
+            errors.append(
+                f"{document.mark(path)}: {'.'.join(map(str, path))}: {{{name}: {arguments}}}: {error}"
+            )
             return None
     if isinstance(value, dict):
         return {k: _convert(v, document, (*path, k), errors) for k, v in value.items()}

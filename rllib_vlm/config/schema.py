@@ -1,20 +1,20 @@
 """The frame around an experiment: RLlib's old YAML frame, checked with pydantic.
 
-    NAME:
-      include: [models/tiny, hardware/cpu_2]          # fragments under the values below; one level deep
-      run: VLMPPO                                     # a name of ours, of RLlib's, or package.module:Class
-      env: spoc                                       # a simulator, a Gymnasium id, or package.module:Class
-      stop: {training_iteration: 40}                  # ends a trial when any of them is reached
-      num_samples: 4
-      metric: evaluation/success
-      mode: max
-      scheduler: {type: asha, max_t: 40}
-      search: {type: optuna}
-      checkpoint_config: {checkpoint_frequency: 5, num_to_keep: 2, checkpoint_at_end: true}
-      loggers: [wandb, {mlflow: {experiment_name: spoc}}]
-      max_failures: 0
-      config:
-        SECTION: {keyword: value}                     # builder methods of the algorithm's config class
+NAME:
+  include: [models/tiny, hardware/cpu_2]          # fragments under the values below; one level deep
+  run: VLMPPO                                     # a name of ours, of RLlib's, or package.module:Class
+  env: spoc                                       # a simulator, a Gymnasium id, or package.module:Class
+  stop: {training_iteration: 40}                  # ends a trial when any of them is reached
+  num_samples: 4
+  metric: evaluation/success
+  mode: max
+  scheduler: {type: asha, max_t: 40}
+  search: {type: optuna}
+  checkpoint_config: {checkpoint_frequency: 5, num_to_keep: 2, checkpoint_at_end: true}
+  loggers: [wandb, {mlflow: {experiment_name: spoc}}]
+  max_failures: 0
+  config:
+    SECTION: {keyword: value}                     # builder methods of the algorithm's config class
 """
 
 from __future__ import annotations
@@ -89,13 +89,16 @@ class Frame(_Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Frame:
-        if self.scheduler and self.scheduler.type.lower() != "fifo" and self.metric is None:
-            if "metric" not in self.scheduler.kwargs:
-                raise ValueError(
-                    f"scheduler {self.scheduler.type!r} needs `metric:` and `mode:` to rank trials by"
-                )
+        scheduler = self.scheduler
+        ranks = (
+            scheduler is not None and scheduler.type.lower() != "fifo" and "metric" not in scheduler.kwargs
+        )
+        if scheduler is not None and ranks and self.metric is None:
+            raise ValueError(f"scheduler {scheduler.type!r} needs `metric:` and `mode:` to rank trials by")
         if (self.metric is None) != (self.mode is None):
-            raise ValueError("`metric:` and `mode:` belong together, such as metric: evaluation/success, mode: max")
+            raise ValueError(
+                "`metric:` and `mode:` belong together, such as metric: evaluation/success, mode: max"
+            )
         return self
 
 
@@ -149,9 +152,7 @@ def _place(data: Any, location: tuple[Any, ...]) -> Path:
     """The part of pydantic's location that stands in the file; the rest names members of a union."""
     path: list[str | int] = []
     for key in location:
-        if isinstance(data, dict) and key in data:
-            data = data[key]
-        elif isinstance(data, list) and isinstance(key, int):
+        if (isinstance(data, dict) and key in data) or (isinstance(data, list) and isinstance(key, int)):
             data = data[key]
         elif key == location[-1] and len(path) == len(location) - 1:
             break  # a missing key: its parent is the place

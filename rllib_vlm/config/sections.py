@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -26,7 +25,6 @@ _NOT_SECTIONS = frozenset({"copy"})
 _CLASS_KEYS = frozenset({"callbacks_class", "env_runner_cls", "learner_class", "evaluation_callbacks"})
 
 
-@cache
 def sections(config_class: type) -> dict[str, tuple[str, ...]]:
     """Every section of `config_class` with its keywords, such as `{"training": ("lr", ...), ...}`."""
     return {
@@ -68,6 +66,9 @@ def apply_sections(config: Any, document: Document, prefix: Path, errors: list[s
 
 def _apply(config: Any, section: str, document: Document, path: Path, errors: list[str]) -> None:
     before = len(errors)
+    written = document.data
+    for key in path:
+        written = written[key]
     keywords = to_tune(document, path, errors)
     for key in _CLASS_KEYS & keywords.keys():
         try:
@@ -80,7 +81,7 @@ def _apply(config: Any, section: str, document: Document, path: Path, errors: li
         getattr(config, section)(**keywords)
     except Exception as error:  # noqa: BLE001  (whatever a builder refuses is a mistake in the file)
         reason = str(error).strip() or type(error).__name__
-        if contains_sampler(list(keywords.values())):
+        if contains_sampler(written):
             reason += " (this keyword may not take a sampler)"
         errors.append(f"{document.mark(_blame(document, path, keywords, reason))}: {section}: {reason}")
 
@@ -184,7 +185,9 @@ def _constructor_keywords(maker: Any) -> tuple[str, ...] | None:
         if function is None or layer is object:
             continue
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
-        names.update((p.name, None) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+        names.update(
+            (p.name, None) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return tuple(names)
     return None  # every layer passes **kwargs on: nothing can be said

@@ -76,15 +76,18 @@ class MaskAndPack(ConnectorV2):
         assert shared_data is not None
         plan: UpdatePlan = shared_data["plan"]
         gather: AllGather = shared_data["all_gather"]
-        kept = [
-            [row for row in own if row.loss_mask.any() or row.value_mask.any()]
-            for own in batch[VLMColumns.ROWS]
-        ]
+        kept = [[row for row in own if _teaches(row, plan)] for own in batch[VLMColumns.ROWS]]
         if plan.normalize_advantages:
             kept = _whiten(kept, gather)
         steps = _steps(kept, batch[VLMColumns.EPISODE_INDEX], plan, gather)
         rows = [row for own in kept for row in own]
         return {DEFAULT_MODULE_ID: Minibatches(rows, steps, self._row_tokens, self._packing)}
+
+
+def _teaches(row: Row, plan: UpdatePlan) -> bool:
+    if plan.drop_uninformative and plan.expects_credit:
+        return bool(row.value_mask.any() or row.advantages[row.loss_mask].any())
+    return bool(row.loss_mask.any() or row.value_mask.any())
 
 
 def _whiten(rows: list[list[Row]], gather: AllGather) -> list[list[Row]]:

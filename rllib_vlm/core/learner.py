@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -33,7 +34,7 @@ from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import Batch, to_torch
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
-from rllib_vlm.core.update_metrics import UpdateMetrics
+from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.losses.reduce import normalizer, reduce
 from rllib_vlm.types import SamplingParams
@@ -90,8 +91,7 @@ class VLMTorchLearner(TorchLearner):
     @override(Learner)
     def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:  # type: ignore[override]
         """Like RLlib's, told by `plan` what to optimise and how."""
-        if self.config.learner_torch_threads:
-            torch.set_num_threads(self.config.learner_torch_threads)
+        torch.set_num_threads(self._threads())
         self._plan = plan
         self._step_metrics = UpdateMetrics()
         if plan.losses.active.get("kl") and self._reference is None:
@@ -236,11 +236,23 @@ class VLMTorchLearner(TorchLearner):
         dist.all_gather_object(items, item)
         return items
 
+    def _threads(self) -> int:
+        """CPU threads of this learner: those asked for, or all where nobody else learns on this machine."""
+        if self.config.learner_torch_threads:
+            return int(self.config.learner_torch_threads)
+        if self.config.num_learners == 0:
+            return len(os.sched_getaffinity(0))
+        cpus = self.config.num_cpus_per_learner
+        return 1 if cpus == "auto" else max(1, int(cpus))
+
     @override(TorchLearner)
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         assert self._plan is not None
-        values = self._step_metrics.compute(self._plan)
-        self.metrics.log_dict(values, key=DEFAULT_MODULE_ID, window=1)
+        world = dist.get_world_size() if self.distributed else 1
+        for name, value in self._step_metrics.compute(self._plan, world).items():
+            how = metric_reduction(name)
+            window = 1 if how == "mean" else None
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, reduce=how, window=window)
         tokens = self._step_metrics.tokens
         self.metrics.log_value((ALL_MODULES, "num_tokens_trained_lifetime"), tokens, reduce="lifetime_sum")
 

@@ -34,6 +34,16 @@ from rllib_vlm.core.update_plan import UpdatePlan
 # Metrics of loss terms that are not means over tokens.
 _MAXIMA = ("ratio_max",)
 _MINIMA = ("ratio_min",)
+_SUMS = ("tokens", "tokens_per_s")
+
+
+def metric_reduction(name: str) -> str:
+    """How the values of several learners become one: "mean", "max", "min" or "sum"."""
+    if name in _SUMS:
+        return "sum"
+    if name in _MINIMA:
+        return "min"
+    return "max" if name.endswith("_max") else "mean"
 
 
 class UpdateMetrics:
@@ -101,12 +111,12 @@ class UpdateMetrics:
         self._seconds += seconds
         self._steps += 1
 
-    def compute(self, plan: UpdatePlan) -> dict[str, float]:
-        """The table of this module."""
+    def compute(self, plan: UpdatePlan, learners: int = 1) -> dict[str, float]:
+        """The table of this module. Losses are shares of a whole that the mean over learners must give back."""
         steps = max(1, self._steps)
         active = plan.losses.active
-        values = {f"{name}_loss": loss / steps for name, loss in self._losses.items()}
-        if "kl" in values or "kl_loss" in values:
+        values = {f"{name}_loss": loss * learners / steps for name, loss in self._losses.items()}
+        if "kl_loss" in values:
             values["kl_to_reference"] = values.pop("kl_loss")
         values.pop("entropy_loss", None)  # its negative is `entropy`
         values |= {key: total / self._weights[key] for key, total in self._sums.items()}

@@ -30,6 +30,7 @@ class UpdatePlan:
     minibatch_size: int | None = None  # None reads everything in one step
     seed: int = 0  # of the order of rows
     normalize_advantages: bool = False
+    drop_uninformative: bool = False  # leave out rows without any advantage
     expects_credit: bool = True  # False for imitation
 
 

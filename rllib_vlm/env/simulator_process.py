@@ -12,7 +12,6 @@ It loads no torch and no Ray. Requests and replies are tuples whose first item i
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import traceback
@@ -148,11 +147,8 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """`python -m rllib_vlm.env.simulator_process FD PARENT_PID`."""
+    """Runs in the new process, with the descriptor of its pipe and the process id of its parent."""
     descriptor, parent = int(argv[0]), int(argv[1])
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     serve(Connection(descriptor))
 
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -29,6 +29,8 @@ from rllib_vlm.errors import SimulatorError
 
 SimulatorProcess = Literal["inline", "subprocess"]
 _CLOSE_S = 1.0
+# Not `python -m`: the module would run as `__main__`, and what it sends back would be of classes of that name.
+_PROGRAM = "import sys; from rllib_vlm.env.simulator_process import main; main(sys.argv[1:])"
 _MAX_FAILED_STARTS = 3
 
 
@@ -188,7 +190,7 @@ class SubprocessSlot:
         with theirs:
             descriptor = theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rllib_vlm.env.simulator_process", str(descriptor), str(os.getpid())],
+                [sys.executable, "-c", _PROGRAM, str(descriptor), str(os.getpid())],
                 pass_fds=(descriptor,),
                 # What this process can import, its simulators can.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},

@@ -99,7 +99,9 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         return peft.inject_adapter_in_model(settings, model)
     except ValueError as error:
         layers = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(f"lora target {target} matches no layer; linear layers: {', '.join(layers)}") from error
+        raise ModelError(
+            f"lora target {target} matches no layer; linear layers: {', '.join(layers)}"
+        ) from error
 
 
 def without_lora(model: nn.Module) -> nn.Module:

@@ -25,6 +25,8 @@ class StopStrings:
         tail = tuple(token_ids[-self._window :])
         found = self._tails.get(tail)
         if found is None:
-            text = self._tokenizer.decode(list(tail), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = self._tokenizer.decode(
+                list(tail), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
             found = self._tails[tail] = any(s in text for s in self._strings)
         return found

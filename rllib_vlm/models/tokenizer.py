@@ -93,7 +93,8 @@ def train_tokenizer(
     texts = sorted(texts)
     counts = _count_pieces(texts, splitter, tags)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    wanted = [piece for word in words for piece in _pieces(splitter, (word, " " + word))]
+    # A digit is one token with and without a blank before it, or numbers would differ in length.
+    wanted = [p for word in [*"0123456789", *words] for p in _pieces(splitter, (word, " " + word))]
     fixed = list(dict.fromkeys([*SPECIAL_TOKENS, *tags, *alphabet, *wanted]))
     if len(fixed) > vocab_size:
         raise ModelError(

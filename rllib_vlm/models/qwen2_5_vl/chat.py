@@ -54,9 +54,7 @@ class ChatEncoder:
         self._end = self._tail.rstrip()
 
     def _render(self, chat: list[dict[str, str]], answer: bool) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer)
-        )
+        return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer))
 
     def prompt(
         self, messages: Sequence[Message], image_tokens: Sequence[int], stop_ids: Sequence[int]
@@ -86,7 +84,8 @@ class ChatEncoder:
             parts = message.text.split(IMAGE_PLACEHOLDER)
             if len(parts) - 1 != len(message.images):
                 raise ModelError(
-                    f"a {message.role} message has {len(parts) - 1} {IMAGE_PLACEHOLDER!r} but {len(message.images)} images"
+                    f"a {message.role} message has {len(parts) - 1} {IMAGE_PLACEHOLDER!r}"
+                    f" but {len(message.images)} images"
                 )
             writer.content(parts[0])
             for part in parts[1:]:

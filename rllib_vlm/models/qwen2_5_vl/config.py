@@ -124,9 +124,11 @@ def load(config: ModelConfig) -> Loaded:
     loaded = _from_checkpoint(config) if config.checkpoint is not None else _from_size(config)
     model = loaded.model
     if "sliding_attention" in (model.config.text_config.layer_types or ()):
-        raise ModelError("a checkpoint with sliding-window attention is not supported; set use_sliding_window: false")
+        raise ModelError(
+            "a checkpoint with sliding-window attention is not supported; set use_sliding_window: false"
+        )
     if config.attn_implementation == "eager" and not config.plain_forward:
-        raise ModelError("attn_implementation 'eager' only takes effect with plain_forward: true; 'sdpa' is the default")
+        raise ModelError("attn_implementation 'eager' takes effect only with plain_forward: true")
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config, k)) is not None}
     return replace(loaded, images=replace(loaded.images, **limits))
 
@@ -134,7 +136,6 @@ def load(config: ModelConfig) -> Loaded:
 def _from_size(config: ModelConfig) -> Loaded:
     texts = load_corpus(config.corpus) if config.tokenizer_texts is None else config.tokenizer_texts
     tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, words=config.tokenizer_words)
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
     heads = config.num_heads or max(1, config.hidden_size // 32)
     kv_heads = config.num_kv_heads or (heads // 2 if heads % 2 == 0 else heads)
     vision_heads = config.vision_heads or max(1, config.vision_hidden // 32)
@@ -177,10 +178,10 @@ def _from_size(config: ModelConfig) -> Loaded:
             "fullatt_block_indexes": list(range(config.vision_depth)),
             **common,
         },
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"],
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         tie_word_embeddings=True,
         dtype=DTYPES[config.dtype],
     )
@@ -200,9 +201,8 @@ def _from_size(config: ModelConfig) -> Loaded:
 
 def _from_checkpoint(config: ModelConfig) -> Loaded:
     source = resolve_checkpoint(str(config.checkpoint))
-    is_directory = isinstance(source, Path)
     try:
-        if is_directory:
+        if isinstance(source, Path):
             _check_directory(source)
         else:
             _check_type(transformers.AutoConfig.from_pretrained(source).model_type, source)
@@ -270,7 +270,8 @@ def _check_directory(path: Path) -> None:
 
 def _check_type(model_type: object, source: str, architectures: object = None) -> None:
     if model_type != MODEL_TYPE:
-        what = f"{model_type!r}" + (f" ({', '.join(map(str, architectures))})" if isinstance(architectures, list) else "")
+        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+        what = f"{model_type!r} ({named})" if named else f"{model_type!r}"
         raise ModelError(
             f"checkpoint {source!r} is of model type {what}; this family opens {MODEL_TYPE!r}"
             " (Qwen2_5_VLForConditionalGeneration)"

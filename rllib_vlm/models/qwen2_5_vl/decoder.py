@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 # (layer index, q [B, H, L, d], k [B, G, L, d], v [B, G, L, d]) -> [B, H, L, d]
@@ -120,8 +120,8 @@ class Segments:
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [N, heads, d], as the projections made them
         outputs = []
         for take, back, longest in self._cuts:
-            cut = (x.index_select(0, take).view(-1, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-            out = attend(*cut, None).transpose(1, 2).flatten(0, 1)
+            cut = [x.index_select(0, take).view(-1, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+            out = attend(cut[0], cut[1], cut[2], None).transpose(1, 2).flatten(0, 1)
             outputs.append(out.index_select(0, back))
         return torch.cat(outputs).index_select(0, self._restore).transpose(0, 1)[None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_p
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.stopping import StopStrings
-from rllib_vlm.types import Image, Message, Prompt, SamplingParams
+from rllib_vlm.types import Message, Prompt, SamplingParams
 
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
@@ -267,18 +267,17 @@ class Qwen25VL:
         return x, positions
 
 
-def image_sizes(images: Sequence[Image]) -> NDArray[np.int64]:
-    """[I, 2] (height, width) of each image."""
-    return np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-
-
 def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Cuts prompts, shortest first, where padding would cost more than a batch of its own."""
     chunks: list[list[int]] = []
     for i in order:
         chunk = chunks[-1] if chunks else []
         # A chunk's first is its shortest. Beyond half as long again, padding outweighs batching.
-        if not chunk or lengths[i] > 1.5 * lengths[chunk[0]] + 16 or (len(chunk) + 1) * lengths[i] > _PREFILL_TOKENS:
+        if (
+            not chunk
+            or lengths[i] > 1.5 * lengths[chunk[0]] + 16
+            or (len(chunk) + 1) * lengths[i] > _PREFILL_TOKENS
+        ):
             chunks.append([i])
         else:
             chunk.append(i)

@@ -102,8 +102,7 @@ def patchify(images: Tensor, form: ImageFormat, *, dtype: torch.dtype = torch.fl
     # 1/255, mean and std in one multiplication and one addition.
     std = torch.tensor(form.std, dtype=torch.float64)
     scale, shift = 1.0 / (255.0 * std), -torch.tensor(form.mean, dtype=torch.float64) / std
-    to = {"device": images.device, "dtype": torch.float32}
-    patches.mul_(scale.to(**to)[:, None]).add_(shift.to(**to)[:, None])
+    patches.mul_(scale.to(patches)[:, None]).add_(shift.to(patches)[:, None])
     return patches.to(dtype).view(n, -1, 3, p, p)
 
 

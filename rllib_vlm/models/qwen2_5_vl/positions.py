@@ -42,7 +42,7 @@ def rope_positions(is_image: Tensor, segment_ids: Tensor, grids: Tensor, rows: T
         in_image[is_image] = k
         width[is_image] = grids[image, 1]
     elif bool(is_image.any()):
-        raise ModelError(_mismatch(torch.zeros(len(is_image), dtype=torch.int64), is_image.sum(1)))
+        raise ModelError(_mismatch(torch.zeros_like(is_image.sum(1)), is_image.sum(1)))
 
     position = advance.cumsum(1) - advance
     fresh = torch.ones_like(is_image)

@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from rllib_vlm.models.qwen2_5_vl.decoder import rms_norm, rotate
@@ -72,9 +72,10 @@ def _tower(
     cos, sin = visual.rotary_pos_emb(x, positions)
     half = cos.shape[-1] // 2
     cos, sin = cos[None, :, None, :half].to(x.dtype), sin[None, :, None, :half].to(x.dtype)
-    windowed = (window[:, None] == window[None, :]).to(x.device)
+    same_window = window[:, None] == window[None, :]
+    windowed = None if bool(same_window.all()) else same_window.to(x.device)
     for i, block in enumerate(visual.blocks):
-        mask = None if i in visual.fullatt_block_indexes or bool(windowed.all()) else windowed
+        mask = None if i in visual.fullatt_block_indexes else windowed
         if checkpoint and torch.is_grad_enabled():
             x = torch.utils.checkpoint.checkpoint(_block, block, x, cos, sin, mask, use_reentrant=False)
         else:

@@ -1,284 +1,372 @@
-"""The embedded household simulator: a Stretch-like robot in a MuJoCo house."""
+"""The embedded household simulator: procedural houses and a Stretch-like robot on MuJoCo.
+
+Everything the robot does is physics: it drives and reaches by position servos of limited force,
+is stopped by walls and furniture, and knocks over what it hits. Only two things are short cuts: a
+grasp welds the item to the gripper, and at the end of an action that met no resistance the joints
+are set to exactly where they were going, so that steps do not drift.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
-from rllib_vlm.errors import UnknownNameError
-from rllib_vlm.sims.household.mjcf import CAMERA_FOV_DEG, GRIPPER_MIN_M, house_xml
-from rllib_vlm.sims.household.rendering import OffscreenRenderer
+from rllib_vlm.errors import SimulatorError, UnknownNameError
+from rllib_vlm.sims.household import robot as rb
+from rllib_vlm.sims.household.mjcf import TIMESTEP, house_xml
+from rllib_vlm.sims.household.rendering import canvas
+from rllib_vlm.sims.household.sight import Sight
 from rllib_vlm.sims.household.world import ACTIONS, Camera, House, RobotState, View
 from rllib_vlm.types import Image
 
-# SPOC's step sizes: thor_spoc, agent_step.
-MOVE_M, ROTATE_DEG, ROTATE_SMALL_DEG = 0.2, 30.0, 6.0
-ARM_M, ARM_SMALL_M, WRIST_DEG = 0.1, 0.02, 10.0
-LIFT_RANGE, ARM_RANGE, WRIST_RANGE = (0.2, 1.1), (0.0, 0.5), (-75.0, 75.0)
-STOWED_LIFT = 0.6
-
-DROP_S = 2.0
-SETTLE_S = 0.6
-RAMP_STEPS, MAX_SETTLE_STEPS = 18, 40
-
-_DELTAS = {
-    "move_ahead": ("base", MOVE_M), "move_back": ("base", -MOVE_M),
-    "rotate_left": ("yaw", ROTATE_DEG), "rotate_right": ("yaw", -ROTATE_DEG),
-    "rotate_left_small": ("yaw", ROTATE_SMALL_DEG), "rotate_right_small": ("yaw", -ROTATE_SMALL_DEG),
-    "arm_up": ("lift", ARM_M), "arm_down": ("lift", -ARM_M),
-    "arm_up_small": ("lift", ARM_SMALL_M), "arm_down_small": ("lift", -ARM_SMALL_M),
-    "arm_out": ("arm", ARM_M), "arm_in": ("arm", -ARM_M),
-    "arm_out_small": ("arm", ARM_SMALL_M), "arm_in_small": ("arm", -ARM_SMALL_M),
-    "wrist_open": ("wrist", -WRIST_DEG), "wrist_close": ("wrist", WRIST_DEG),
-}  # fmt: skip
+_CAMERAS: tuple[Camera, ...] = ("navigation", "manipulation")
+_RAMP_STEPS = {"drive": 16, "yaw": 14, "lift": 10, "arm": 10, "wrist": 6}  # for a large step
+_SETTLE_STEPS = 12  # at most, after the ramp
+_DROP_S = 2.0  # SPOC lets physics run this long after a drop
+_KEPT_MODELS = 4
+_NEAR = 2e-3  # m or rad: closer to the target than this counts as there
 
 
 class EmbeddedWorld:
-    def __init__(self, camera_size: tuple[int, int] = (196, 112), *, grasp_radius: float = 0.1,
-                 max_payload_kg: float = 2.0) -> None:
+    """A `World` on MuJoCo. Bit for bit reproducible: the same house and actions give the same states.
+
+    Args:
+        camera_size: (width, height) of both cameras in pixels.
+        grasp_radius: m; what comes closer than this to the grasp centre can be picked up. Distance
+            is to the item's bounding box, so the centre of an item need not come this close.
+        payload: kg the gripper can lift.
+        navigation_pitch: deg below the horizon, SPOC: 27.
+        manipulation_pitch: deg below the horizon, SPOC: 33.
+        fov: vertical field of view of both cameras, deg.
+    """
+
+    def __init__(
+        self,
+        *,
+        camera_size: tuple[int, int] = (196, 112),
+        grasp_radius: float = 0.1,
+        payload: float = 1.5,
+        navigation_pitch: float = 27.0,
+        manipulation_pitch: float = 33.0,
+        fov: float = 59.0,
+    ) -> None:
         self.camera_size = camera_size
         self.grasp_radius = grasp_radius
-        self.max_payload_kg = max_payload_kg
-        self._renderer: OffscreenRenderer | None = None
-        self._house: House | None = None
-
-    def load(self, house: House, *, x: float, y: float, yaw: float, seed: int) -> None:
-        if house is not self._house:
-            self._model = mujoco.MjModel.from_xml_string(house_xml(house))
-            self._data = mujoco.MjData(self._model)
-            self._house = house
-            self._index()
-        m, d = self._model, self._data
-        mujoco.mj_resetData(m, d)
+        self.payload = payload
+        self._optics = {"navigation_pitch": navigation_pitch, "manipulation_pitch": manipulation_pitch, "fov": fov}
+        self._models: OrderedDict[House, _Compiled] = OrderedDict()
+        self._now: _Compiled | None = None
         self._held: str | None = None
-        self._set_collides(None)
-        self.place(x, y, yaw, lift=STOWED_LIFT, arm=0.0, wrist=0.0)
-        for _ in range(round(SETTLE_S / m.opt.timestep)):
-            mujoco.mj_step(m, d)
-        mujoco.mj_forward(m, d)
 
-    def _index(self) -> None:
-        m = self._model
-        ident = lambda kind, name: mujoco.mj_name2id(m, kind, name)  # noqa: E731
-        J, B = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_BODY
-        self._q = {n: int(m.jnt_qposadr[ident(J, n)]) for n in ("x", "y", "yaw", "lift", "arm", "wrist")}
-        self._v = [int(m.jnt_dofadr[ident(J, n)]) for n in ("x", "y", "yaw", "lift", "arm", "wrist")]
-        self._u = {n: ident(mujoco.mjtObj.mjOBJ_ACTUATOR, n) for n in self._q}
-        self._grasp = ident(mujoco.mjtObj.mjOBJ_SITE, "grasp")
-        self._gripper = ident(B, "gripper")
-        self._cams = {c: ident(mujoco.mjtObj.mjOBJ_CAMERA, c) for c in ("navigation", "manipulation")}
-        assert self._house is not None
-        self._items = {i.id: i for i in self._house.items}
-        self._body = {i.id: ident(B, i.id) for i in self._house.items} | {f.id: ident(B, f.id) for f in self._house.furniture}
-        self._furniture = {f.id: f for f in self._house.furniture}
-        self._weld = {i.id: ident(mujoco.mjtObj.mjOBJ_EQUALITY, f"hold_{i.id}") for i in self._house.items}
-        self._geom = {i.id: ident(mujoco.mjtObj.mjOBJ_GEOM, f"{i.id}_solid") for i in self._house.items}
-        self._pose_q = {i.id: int(m.jnt_qposadr[ident(J, f"{i.id}_free")]) for i in self._house.items}
+    def load(self, house: House, *, x: float, y: float, yaw: float, seed: int = 0) -> None:
+        """Builds the house and puts the robot there, arm stowed. `seed` changes nothing: physics draws no lots."""
+        if house in self._models:
+            self._models.move_to_end(house)
+        else:
+            self._models[house] = _Compiled(house, house_xml(house, **self._optics), self._optics["fov"])
+            while len(self._models) > _KEPT_MODELS:
+                self._models.popitem(last=False)
+        self._now = self._models[house]
+        self._now.reset()
+        self._held = None
+        self.place(x, y, yaw, **rb.STOWED)
+        for _ in range(3):
+            mujoco.mj_step(self._now.model, self._now.data)
+        self.place(x, y, yaw)
 
-    def place(self, x: float, y: float, yaw: float, *, lift: float | None = None, arm: float | None = None,
-              wrist: float | None = None, held: str | None = None) -> None:
-        """Puts the robot there without physics. With `held`, that item is put into the gripper."""
-        d, m = self._data, self._model
-        values = {"x": x, "y": y, "yaw": math.radians(yaw)}
-        if lift is not None: values["lift"] = lift
-        if arm is not None: values["arm"] = arm
-        if wrist is not None: values["wrist"] = math.radians(wrist)
-        for name, value in values.items():
-            d.qpos[self._q[name]] = value
-            d.ctrl[self._u[name]] = value
-        d.qvel[:] = 0.0
-        mujoco.mj_forward(m, d)
+    def place(
+        self,
+        x: float,
+        y: float,
+        yaw: float,
+        lift: float | None = None,
+        arm: float | None = None,
+        wrist: float | None = None,
+        held: str | None = None,
+    ) -> None:
+        """Puts the robot somewhere without physics; joints left out stay as they are.
+
+        Whatever was held before stays behind where it hangs; `held` puts an item into the gripper.
+        """
+        c = self._compiled
+        now = self.robot
+        lift, arm, wrist = (
+            new if new is not None else old
+            for new, old in zip((lift, arm, wrist), (now.lift, now.arm, now.wrist), strict=True)
+        )
+        targets = rb.joint_targets(x, y, yaw, lift, arm, wrist)
+        c.data.qpos[c.qpos] = targets
+        c.data.qvel[c.dofs] = 0.0
+        c.data.ctrl[:] = targets
+        if self._held is not None:
+            self._release()
         if held is not None:
-            q = self._pose_q[held]
-            d.qpos[q:q + 3] = d.site_xpos[self._grasp]
-            mujoco.mj_forward(m, d)
-            self._attach(held)
+            c.require_item(held)
+            mujoco.mj_kinematics(c.model, c.data)
+            c.put_into_gripper(held)
+            self._weld(held)
+        self._refresh()
 
     def execute(self, action: str) -> bool:
+        """See `World.execute`.
+
+        Raises:
+            UnknownNameError: no such action.
+            SimulatorError: no house is loaded.
+        """
         name = ACTIONS.resolve(action)
         if name is None:
-            raise UnknownNameError("household actions", action, ACTIONS.names)
+            raise UnknownNameError("the household robot's action set", action, ACTIONS.names)
+        c = self._compiled
         if name in ("done", "sub_done"):
             return True
         if name == "pickup":
             return self._pickup()
         if name == "dropoff":
             return self._dropoff()
-        return self._move(*_DELTAS[name])
-
-    def _move(self, axis: str, delta: float) -> bool:
-        d = self._data
+        motion = rb.MOTIONS[name]
         before = self.robot
-        targets = {n: float(d.qpos[self._q[n]]) for n in self._q}
-        if axis == "base":
-            targets["x"] += delta * math.cos(math.radians(before.yaw))
-            targets["y"] += delta * math.sin(math.radians(before.yaw))
-        elif axis == "yaw":
-            targets["yaw"] += math.radians(delta)
-        elif axis == "wrist":
-            low, high = (math.radians(w) for w in WRIST_RANGE)
-            targets["wrist"] = min(max(targets["wrist"] + math.radians(delta), low), high)
-        else:
-            low, high = LIFT_RANGE if axis == "lift" else ARM_RANGE
-            targets[axis] = min(max(targets[axis] + delta, low), high)
-        self._drive(targets)
+        self._drive(c, motion)
         after = self.robot
-        if axis == "base":
-            return math.hypot(after.x - before.x, after.y - before.y) > 0.01
-        if axis == "yaw":
-            return abs((after.yaw - before.yaw + 180) % 360 - 180) > 2.0
-        return abs(getattr(after, axis) - getattr(before, axis)) > 1e-3
+        self._refresh()
+        return _change(before, after, motion.joint) > motion.threshold
 
-    def _drive(self, targets: Mapping[str, float]) -> None:
-        m, d = self._model, self._data
-        start = {n: float(d.ctrl[self._u[n]]) for n in targets}
-        for k in range(1, RAMP_STEPS + 1):
-            for n, goal in targets.items():
-                d.ctrl[self._u[n]] = start[n] + (goal - start[n]) * k / RAMP_STEPS
-            mujoco.mj_step(m, d)
-        for _ in range(MAX_SETTLE_STEPS):
-            mujoco.mj_step(m, d)
-            if np.abs(d.qvel[self._v]).max() < 0.02:
-                break
-        for n in targets:  # what was blocked stays where it is instead of pushing on
-            d.ctrl[self._u[n]] = d.qpos[self._q[n]]
-        mujoco.mj_forward(m, d)
+    def render(self) -> Mapping[Camera, Image]:
+        c = self._compiled
+        pictures = canvas(*self.camera_size).draw(c.model, c.data, [c.camera_ids[n] for n in _CAMERAS])
+        return dict(zip(_CAMERAS, pictures, strict=True))
+
+    @property
+    def robot(self) -> RobotState:
+        c = self._compiled
+        q = c.data.qpos[c.qpos]
+        gx, gy, gz = c.data.site_xpos[c.grasp]
+        yaw = (math.degrees(q[2]) + 180.0) % 360.0 - 180.0
+        return RobotState(
+            float(q[0]), float(q[1]), yaw, float(q[3]), float(q[4:-1].sum()), math.degrees(q[-1]),
+            (float(gx), float(gy), float(gz)), self._held,
+        )  # fmt: skip
+
+    @property
+    def house(self) -> House:
+        """The house that is loaded."""
+        return self._compiled.house
+
+    def position(self, id: str) -> tuple[float, float, float]:
+        c = self._compiled
+        x, y, z = c.data.xpos[c.body(id)]
+        return float(x), float(y), float(z) + c.centre_height.get(id, 0.0)
+
+    def views(self, camera: Camera, ids: Iterable[str]) -> dict[str, View]:
+        if camera not in _CAMERAS:
+            raise UnknownNameError("the robot", camera, _CAMERAS, hint="These are its cameras.")
+        c = self._compiled
+        return c.sight.views(c.camera_ids[camera], list(ids), self.camera_size)
+
+    def graspable(self) -> tuple[str, ...]:
+        """Items the gripper's sphere touches, nearest centre first; also those too heavy to lift."""
+        c = self._compiled
+        centres = c.data.xpos[c.item_bodies]
+        offset = c.data.site_xpos[c.grasp] - centres
+        local = np.einsum("nji,nj->ni", c.data.xmat[c.item_bodies].reshape(-1, 3, 3), offset)
+        outside = np.maximum(np.abs(local) - c.item_halves, 0.0)
+        near = np.linalg.norm(outside, axis=1) <= self.grasp_radius
+        distance = np.linalg.norm(offset, axis=1)
+        found = sorted((float(distance[i]), c.items[i]) for i in np.flatnonzero(near))
+        return tuple(name for _, name in found if name != self._held)
+
+    def close(self) -> None:
+        self._models.clear()
+        self._now = None
+        self._held = None
+
+    @property
+    def _compiled(self) -> _Compiled:
+        if self._now is None:
+            raise SimulatorError("no house is loaded: call load(house, x=.., y=.., yaw=.., seed=..) first.")
+        return self._now
+
+    def _refresh(self) -> None:
+        """Brings positions of bodies, cameras and lights up to date with the joints."""
+        c = self._compiled
+        mujoco.mj_kinematics(c.model, c.data)
+        mujoco.mj_comPos(c.model, c.data)
+        mujoco.mj_camlight(c.model, c.data)
+
+    def _drive(self, c: _Compiled, motion: rb.Motion) -> None:
+        """Moves one joint group along a smooth ramp and waits until it stands still."""
+        data = c.data
+        start = data.qpos[c.qpos].copy()
+        goal = c.goal(start, motion)
+        size = abs(motion.amount) / {"drive": rb.MOVE_M, "yaw": rb.TURN_DEG, "wrist": rb.WRIST_DEG}.get(
+            motion.joint, rb.ARM_M
+        )
+        ramp = max(4, round(_RAMP_STEPS[motion.joint] * size))
+        arrived = False
+        for k in range(1, ramp + _SETTLE_STEPS + 1):
+            s = min(k / ramp, 1.0)
+            data.ctrl[:] = start + (goal - start) * (s * s * (3.0 - 2.0 * s))
+            mujoco.mj_step(c.model, data)
+            if k >= ramp:
+                arrived = float(np.abs(data.qpos[c.qpos] - goal).max()) < _NEAR
+                if arrived:
+                    break
+        if arrived:
+            data.qpos[c.qpos] = goal
+        data.ctrl[:] = data.qpos[c.qpos]
+        data.qvel[c.dofs] = 0.0
 
     def _pickup(self) -> bool:
-        if self._held is not None:
+        c = self._compiled
+        near = self.graspable()
+        if self._held is not None or not near:
             return False
-        for id in self.graspable():
-            item = self._items[id]
-            if item.pickupable and self._model.body_mass[self._body[id]] <= self.max_payload_kg:
-                self._attach(id)
-                for _ in range(4):
-                    mujoco.mj_step(self._model, self._data)
-                return True
-        return False
-
-    def _attach(self, id: str) -> None:
-        m, d = self._model, self._data
-        e, g, b = self._weld[id], self._gripper, self._body[id]
-        inv = np.zeros(4); mujoco.mju_negQuat(inv, d.xquat[g])
-        rel = np.zeros(3); mujoco.mju_rotVecQuat(rel, d.xpos[b] - d.xpos[g], inv)
-        quat = np.zeros(4); mujoco.mju_mulQuat(quat, inv, d.xquat[b])
-        m.eq_data[e, 0:3] = 0.0
-        m.eq_data[e, 3:6] = rel
-        m.eq_data[e, 6:10] = quat
-        d.eq_active[e] = 1
-        self._held = id
-        self._set_collides(id)
-
-    def _set_collides(self, held: str | None) -> None:
-        for id, g in self._geom.items():
-            self._model.geom_conaffinity[g] = 3 if id == held else 7
+        item = near[0]
+        if not c.pickupable[item] or float(c.model.body_mass[c.body(item)]) > self.payload:
+            return False
+        self._weld(item)
+        self._run(3)
+        self._refresh()
+        return True
 
     def _dropoff(self) -> bool:
         if self._held is None:
             return False
-        m, d = self._model, self._data
-        id = self._held
-        d.eq_active[self._weld[id]] = 0
-        self._held = None
-        self._set_collides(None)
-        dof = int(m.body_dofadr[self._body[id]])
-        for k in range(round(DROP_S / m.opt.timestep)):
-            mujoco.mj_step(m, d)
-            if k > 20 and np.abs(d.qvel[dof:dof + 6]).max() < 0.01:
+        c = self._compiled
+        dofs = c.item_dofs[self._held]
+        self._release()
+        calm = 0
+        for _ in range(round(_DROP_S / TIMESTEP)):
+            mujoco.mj_step(c.model, c.data)
+            calm = calm + 1 if float(np.abs(c.data.qvel[dofs]).max()) < 0.02 else 0
+            if calm >= 10:
                 break
-        mujoco.mj_forward(m, d)
+        c.data.qvel[c.dofs] = 0.0
+        self._refresh()
         return True
 
-    def render(self) -> Mapping[Camera, Image]:
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.camera_size)
-        return {c: self._renderer(self._model, self._data, i) for c, i in self._cams.items()}
+    def _run(self, steps: int) -> None:
+        c = self._compiled
+        for _ in range(steps):
+            mujoco.mj_step(c.model, c.data)
+        c.data.qvel[c.dofs] = 0.0
 
-    @property
-    def robot(self) -> RobotState:
-        q = self._data.qpos
-        gx, gy, gz = (float(v) for v in self._data.site_xpos[self._grasp])
-        yaw = (math.degrees(q[self._q["yaw"]]) + 180.0) % 360.0 - 180.0
-        return RobotState(
-            x=float(q[self._q["x"]]), y=float(q[self._q["y"]]), yaw=yaw, lift=float(q[self._q["lift"]]),
-            arm=float(q[self._q["arm"]]), wrist=math.degrees(q[self._q["wrist"]]), gripper=(gx, gy, gz), held=self._held,
-        )
+    def _weld(self, item: str) -> None:
+        self._compiled.weld(item)
+        self._held = item
 
-    def position(self, id: str) -> tuple[float, float, float]:
-        if id in self._furniture:
-            f = self._furniture[id]
-            return f.x, f.y, f.height / 2
-        x, y, z = (float(v) for v in self._data.xpos[self._body[id]])
-        return x, y, z
+    def _release(self) -> None:
+        if self._held is not None:
+            self._compiled.release(self._held)
+        self._held = None
 
-    def graspable(self) -> tuple[str, ...]:
-        grip = self._data.site_xpos[self._grasp]
-        found = []
-        for id, item in self._items.items():
-            b = self._body[id]
-            local = self._data.xmat[b].reshape(3, 3).T @ (grip - self._data.xpos[b])
-            outside = np.maximum(np.abs(local) - np.array(item.size) / 2, 0.0)
-            gap = float(np.linalg.norm(outside))
-            if gap <= self.grasp_radius:
-                found.append((gap, float(np.linalg.norm(local)), id))
-        return tuple(id for *_, id in sorted(found))
 
-    def views(self, camera: Camera, ids: Iterable[str]) -> dict[str, View]:
-        m, d = self._model, self._data
-        c = self._cams[camera]
-        eye, rot = d.cam_xpos[c].copy(), d.cam_xmat[c].reshape(3, 3)
-        width, height = self.camera_size
-        focal = height / 2 / math.tan(math.radians(CAMERA_FOV_DEG / 2))
-        out = {}
-        group = np.array([0, 0, 0, 1, 0, 0], np.uint8)
-        for id in ids:
-            points = self._points(id)
-            local = (points - eye) @ rot  # camera looks along -z, y up, x right
-            depth = np.maximum(-local[:, 2], 1e-6)
-            u, v = focal * local[:, 0] / depth, focal * local[:, 1] / depth
-            inside = (local[:, 2] < -0.05) & (np.abs(u) <= width / 2) & (np.abs(v) <= height / 2)
-            n = len(points)
-            seen = 0
-            if inside.any():
-                rays = points[inside] - eye
-                dist = np.linalg.norm(rays, axis=1)
-                k = len(rays)
-                geomid = np.full(k, -1, np.int32); hit = np.full(k, -1.0)
-                mujoco.mj_multiRay(m, d, eye, np.ascontiguousarray((rays / dist[:, None]).ravel()), group, 1, self._body[id], geomid, hit, None, k, 20.0)
-                seen = int(((hit < 0) | (hit > dist - 0.01)).sum())
-            centre = local[0]
-            distance = float(np.linalg.norm(centre))
-            size = self._extent(id)
-            out[id] = View(
-                visible=seen / n, bearing=-math.degrees(math.atan2(centre[0], -centre[2])),
-                elevation=math.degrees(math.atan2(centre[1], math.hypot(centre[0], centre[2]))), distance=distance,
-                pixels=seen / n * (focal / max(distance, 0.1)) ** 2 * size if seen else 0.0,
-            )
-        return out
+def _change(before: RobotState, after: RobotState, joint: str) -> float:
+    """How far a joint group moved, m or deg."""
+    if joint == "drive":
+        return math.hypot(after.x - before.x, after.y - before.y)
+    if joint == "yaw":
+        return abs((after.yaw - before.yaw + 180.0) % 360.0 - 180.0)
+    return abs(getattr(after, joint) - getattr(before, joint))
 
-    def _extent(self, id: str) -> float:
-        if id in self._items:
-            w, dd, h = self._items[id].size
+
+class _Compiled:
+    """A house's MuJoCo model, its state, and where in them things are."""
+
+    def __init__(self, house: House, xml: str, fov: float) -> None:
+        self.house = house
+        self.model: Any = mujoco.MjModel.from_xml_string(xml)
+        self.data: Any = mujoco.MjData(self.model)
+        m = self.model
+        joints = [m.joint(name) for name in rb.JOINTS]
+        self.qpos = np.array([int(j.qposadr[0]) for j in joints])
+        self.dofs = np.array([int(j.dofadr[0]) for j in joints])
+        self.grasp = int(m.site("grasp").id)
+        self.wrist = int(m.body("wrist").id)
+        self.camera_ids = {name: int(m.camera(name).id) for name in _CAMERAS}
+        self.items = [i.id for i in house.items]
+        self._bodies = {p.id: int(m.body(p.id).id) for p in (*house.furniture, *house.items)}
+        self.item_bodies = np.array([self._bodies[i] for i in self.items], dtype=np.int64)
+        self.item_halves = np.array([i.size for i in house.items], dtype=np.float64).reshape(-1, 3) / 2
+        self.item_dofs: dict[str, NDArray[np.int64]] = {}
+        self._item_qpos: dict[str, int] = {}
+        self._solid: dict[str, int] = {}  # an item's collision geom: its body's first
+        for name in self.items:
+            body = m.body(self._bodies[name])
+            self.item_dofs[name] = np.arange(int(body.dofadr[0]), int(body.dofadr[0]) + 6)
+            self._item_qpos[name] = int(m.jnt_qposadr[int(body.jntadr[0])])
+            self._solid[name] = int(body.geomadr[0])
+        self.pickupable = {i.id: i.pickupable for i in house.items}
+        self.centre_height = {f.id: f.height / 2 for f in house.furniture}
+        self.sight = Sight(house, self.model, self.data, self._bodies, fov)
+
+    def reset(self) -> None:
+        for name in self.items:
+            self._set_bits(name, rb.ITEM_BITS)
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_kinematics(self.model, self.data)
+
+    def body(self, id: str) -> int:
+        if id not in self._bodies:
+            raise UnknownNameError("the house", id, self._bodies)
+        return self._bodies[id]
+
+    def require_item(self, id: str) -> None:
+        if not self.pickupable.get(id, False):
+            raise UnknownNameError("what the gripper can hold", id, [i for i, p in self.pickupable.items() if p])
+
+    def goal(self, start: NDArray[np.float64], motion: rb.Motion) -> NDArray[np.float64]:
+        """Joint targets of a motion, within the joints' ranges."""
+        goal = start.copy()
+        if motion.joint == "drive":
+            goal[0] += motion.amount * math.cos(start[2])
+            goal[1] += motion.amount * math.sin(start[2])
+        elif motion.joint == "yaw":
+            goal[2] += math.radians(motion.amount)
+        elif motion.joint == "lift":
+            goal[3] = np.clip(start[3] + motion.amount, *rb.LIFT_RANGE)
+        elif motion.joint == "arm":
+            goal[4:-1] = np.clip(start[4:-1].sum() + motion.amount, *rb.ARM_RANGE) / (len(goal) - 5)
         else:
-            f = self._furniture[id]; w, dd, h = f.width, f.depth, f.height
-        return (w + dd) / 2 * h
+            low, high = (math.radians(v) for v in rb.WRIST_RANGE)
+            goal[-1] = np.clip(start[-1] + math.radians(motion.amount), low, high)
+        return goal
 
-    def _points(self, id: str) -> np.ndarray:
-        corners = np.array([(0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], float) * 0.9
-        if id in self._items:
-            b = self._body[id]
-            half = np.array(self._items[id].size) / 2
-            return self._data.xpos[b] + (corners * half) @ self._data.xmat[b].reshape(3, 3).T
-        f = self._furniture[id]
-        yaw = math.radians(f.yaw)
-        rot = np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])
-        half = np.array([f.width, f.depth, f.height]) / 2
-        return np.array([f.x, f.y, f.height / 2]) + (corners * half) @ rot.T
+    def put_into_gripper(self, item: str) -> None:
+        """Moves an item to just before the palm, upright, its own y axis along the fingers."""
+        a = self._item_qpos[item]
+        forward = -self.data.xmat[self.wrist].reshape(3, 3)[:, 1]
+        half = float(self.item_halves[self.items.index(item)][1])
+        ahead = max(0.0, half + 0.005 - rb.PALM_REACH)
+        self.data.qpos[a : a + 3] = self.data.site_xpos[self.grasp] + ahead * forward
+        self.data.qpos[a + 3 : a + 7] = self.data.xquat[self.wrist]
+        self.data.qvel[self.item_dofs[item]] = 0.0
+        mujoco.mj_kinematics(self.model, self.data)
 
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+    def weld(self, item: str) -> None:
+        """Holds an item in its present place relative to the wrist."""
+        d, body = self.data, self._bodies[item]
+        inverse = np.empty(4)
+        mujoco.mju_negQuat(inverse, d.xquat[self.wrist])
+        place, turn = np.empty(3), np.empty(4)
+        mujoco.mju_rotVecQuat(place, d.xpos[body] - d.xpos[self.wrist], inverse)
+        mujoco.mju_mulQuat(turn, inverse, d.xquat[body])
+        weld = self.model.equality(item)
+        weld.data[0:3] = 0.0
+        weld.data[3:6], weld.data[6:10] = place, turn
+        d.eq_active[int(weld.id)] = 1
+        self._set_bits(item, rb.HELD_BITS)
+
+    def release(self, item: str) -> None:
+        self.data.eq_active[int(self.model.equality(item).id)] = 0
+        self._set_bits(item, rb.ITEM_BITS)
+
+    def _set_bits(self, item: str, bits: tuple[int, int]) -> None:
+        geom = self._solid[item]
+        self.model.geom_contype[geom], self.model.geom_conaffinity[geom] = bits

@@ -30,7 +30,7 @@ class Body:
     arm_width: float = 0.07  # half the width the arm sweeps
 
 
-STRETCH = Body(radius=0.2, gripper_min=0.3, gripper_max=0.8, grasp_radius=0.1)
+STRETCH = Body(radius=0.25, gripper_min=0.25, gripper_max=0.75, grasp_radius=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _items_clear(body: Body, p: Point, target: Target, others: list[Target]) -> 
 def can_stand(body: Body, nav: NavigationMap, mask: NDArray[np.bool_], pose: Pose, target: Target) -> bool:
     """Whether the target can be taken from where the robot is: on, or next to, a standing point."""
     distance = math.dist(pose.point, (target.x, target.y))
-    if not body.gripper_min + 0.02 <= distance <= body.gripper_max - 0.03:
+    if not body.gripper_min <= distance <= body.gripper_max + 0.02:
         return False
     i, j = nav.cell(pose.x, pose.y)
     return bool(mask[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].any())

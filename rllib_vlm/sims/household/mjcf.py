@@ -1,121 +1,116 @@
-"""From a house to MJCF: walls, furniture, objects and the robot, all of coloured primitives."""
+"""A house as a MuJoCo model.
+
+Nothing but primitives: no meshes, no textures. So models compile in milliseconds, and one rendering
+context serves them all. Geom groups: 0 walls and solid furniture, 1 decoration, 2 the robot's solid
+parts, 3 invisible collision shapes. Furniture that stands on legs is solid down to the floor.
+"""
 
 from __future__ import annotations
 
-import math
-from rllib_vlm.sims.household.catalogue import FURNITURE_COLORS, ITEM_COLORS, ITEMS, PART_COLORS, ROOMS
+from rllib_vlm.sims.household.catalogue import FURNITURE_COLORS, ITEM_COLORS, ITEMS, PART_COLORS, RGB, ROOMS, Part
 from rllib_vlm.sims.household.floorplan import room_walls
+from rllib_vlm.sims.household.robot import ITEM_BITS, STATIC_BITS, robot_actuators, robot_body
+from rllib_vlm.sims.household.shapes import furniture_parts
 from rllib_vlm.sims.household.world import Furniture, House, Item
 
-CAMERA_FOV_DEG = 59.0
-CAMERA_HEIGHT_M = 1.35
-NAV_PITCH_DEG, MANIP_PITCH_DEG = -27.0, -33.0
-GRIPPER_MIN_M = 0.3
-WALL_HEIGHT_M = 2.2
-TIMESTEP_S = 0.008
+TIMESTEP = 0.01  # s
+WALL_HEIGHT = 2.4
+
+_SOLID = f'contype="{STATIC_BITS[0]}" conaffinity="{STATIC_BITS[1]}"'
+_DECORATION = 'contype="0" conaffinity="0" group="1"'
 
 
-def _rgba(c): return "%.3f %.3f %.3f 1" % tuple(c)
-def _f(*v): return " ".join("%.4f" % x for x in v)
+def house_xml(house: House, *, navigation_pitch: float, manipulation_pitch: float, fov: float) -> str:
+    """The MJCF text of a house with the robot in it."""
+    welds = "\n      ".join(
+        f'<weld name="{i.id}" body1="wrist" body2="{i.id}" active="false" solref=".02 1" torquescale=".05"/>'
+        for i in house.items
+        if i.pickupable
+    )
+    return f"""<mujoco>
+    <compiler autolimits="false" boundmass="1e-4" boundinertia="1e-7"/>
+    <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" iterations="30">
+      <flag sleep="enable"/>
+    </option>
+    <visual>
+      <headlight ambient=".42 .42 .42" diffuse=".38 .38 .38" specular="0 0 0"/>
+      <map znear=".01" zfar="50"/>
+    </visual>
+    <statistic extent="1" center="0 0 1"/>
+    <default><geom friction=".9 .01 .002" solref=".02 1"/></default>
+    <worldbody>
+      <light directional="true" dir=".35 .2 -1" diffuse=".3 .3 .3" ambient="0 0 0" specular="0 0 0" castshadow="false"/>
+      {_rooms(house)}
+      {"".join(_furniture(f) for f in house.furniture)}
+      {"".join(_item(i) for i in house.items)}
+      {robot_body(navigation_pitch, manipulation_pitch, fov)}
+    </worldbody>
+    <equality>{welds}</equality>
+    <actuator>
+      {robot_actuators()}
+    </actuator>
+    </mujoco>"""
 
 
-def house_xml(house: House) -> str:
-    body = []
-    for r in house.rooms:
-        k = ROOMS[r.type]
-        body.append(f'<geom type="box" size="{_f((r.x1-r.x0)/2,(r.y1-r.y0)/2,0.05)}" pos="{_f((r.x0+r.x1)/2,(r.y0+r.y1)/2,-0.05)}" rgba="{_rgba(k.floor)}" class="solid" group="3"/>')
-        for x0, y0, x1, y1 in room_walls(r, house.doors):
-            body.append(f'<geom type="box" size="{_f((x1-x0)/2,(y1-y0)/2,WALL_HEIGHT_M/2)}" pos="{_f((x0+x1)/2,(y0+y1)/2,WALL_HEIGHT_M/2)}" rgba="{_rgba(k.wall)}" class="solid" group="3"/>')
-    for f in house.furniture: body.append(_furniture(f))
-    for i in house.items: body.append(_item(i))
-    welds = "".join(f'<weld name="hold_{i.id}" body1="gripper" body2="{i.id}" active="false" solref="0.02 1"/>' for i in house.items)
-    return f"""<mujoco><compiler angle="degree" autolimits="true"/>
-<option timestep="{TIMESTEP_S}" integrator="implicitfast" cone="pyramidal" iterations="20" ls_iterations="10"><flag sleep="enable"/></option>
-<visual><quality shadowsize="0" offsamples="0"/><global offwidth="1024" offheight="768" fovy="59"/><map znear="0.005" zfar="30"/><headlight ambient="0.55 0.55 0.55" diffuse="0.4 0.4 0.4" specular="0 0 0"/></visual>
-<default><default class="solid"><geom contype="1" conaffinity="0" friction="0.8"/></default>
-<default class="item"><geom contype="2" conaffinity="7" group="3" friction="1.0 0.02 0.002" solref="0.02 1"/></default>
-<default class="looks"><geom contype="0" conaffinity="0" group="1" mass="0"/></default>
-<default class="robot"><geom contype="4" conaffinity="1" group="2" rgba="0.25 0.25 0.28 1"/></default></default>
-<worldbody>{''.join(body)}{_ROBOT}</worldbody>
-<equality>{welds}</equality>
-<actuator>
-<position name="x" joint="x" kp="20000" kv="1300" forcerange="-500 500"/><position name="y" joint="y" kp="20000" kv="1300" forcerange="-500 500"/>
-<position name="yaw" joint="yaw" kp="1500" kv="80" forcerange="-200 200"/>
-<position name="lift" joint="lift" kp="6000" kv="260" forcerange="-300 300"/><position name="arm" joint="arm" kp="3000" kv="120" forcerange="-60 60"/>
-<position name="wrist" joint="wrist" kp="60" kv="3"/></actuator></mujoco>"""
+def _rooms(house: House) -> str:
+    geoms = ['<geom type="plane" size="0 0 1" rgba=".4 .4 .4 1" pos="0 0 0" group="3" ' + _SOLID + "/>"]
+    for room in house.rooms:
+        kind = ROOMS[room.type]
+        cx, cy = (room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2
+        hx, hy = (room.x1 - room.x0) / 2, (room.y1 - room.y0) / 2
+        geoms.append(
+            f'<geom type="box" size="{hx} {hy} .01" pos="{cx} {cy} -.01" contype="0" conaffinity="0" '
+            f'group="0" {_rgba(kind.floor)}/>'
+        )
+        for x0, y0, x1, y1 in room_walls(room, house.doors):
+            size = f"{(x1 - x0) / 2:.4f} {(y1 - y0) / 2:.4f} {WALL_HEIGHT / 2}"
+            pos = f"{(x0 + x1) / 2:.4f} {(y0 + y1) / 2:.4f} {WALL_HEIGHT / 2}"
+            geoms.append(f'<geom type="box" size="{size}" pos="{pos}" {_SOLID} group="0" {_rgba(kind.wall)}/>')
+    return "\n      ".join(geoms)
 
 
-_A = math.radians
-def _cam(name, yaw, pitch):
-    # camera axes: looks along -z. x right, y up.
-    c, s = math.cos(_A(yaw)), math.sin(_A(yaw)); p = _A(pitch)
-    fwd = (c*math.cos(p), s*math.cos(p), math.sin(p)); right = (s, -c, 0)
-    up = (right[1]*fwd[2]-right[2]*fwd[1], right[2]*fwd[0]-right[0]*fwd[2], right[0]*fwd[1]-right[1]*fwd[0])
-    return f'<camera name="{name}" pos="0 0 {CAMERA_HEIGHT_M}" xyaxes="{_f(*right,*up)}" fovy="{CAMERA_FOV_DEG}"/>'
-
-_ROBOT = f"""<body name="robot" pos="0 0 0" gravcomp="1"><joint name="x" type="slide" axis="1 0 0"/><joint name="y" type="slide" axis="0 1 0"/><joint name="yaw" type="hinge" axis="0 0 1"/>
-<geom class="robot" type="cylinder" size="0.17 0.07" pos="0 0 0.09" mass="16"/><geom class="robot" type="cylinder" size="0.03 0.58" pos="0 0 0.72" mass="2"/>
-{_cam("navigation",0,NAV_PITCH_DEG)}{_cam("manipulation",-90,MANIP_PITCH_DEG)}
-<body name="lift" gravcomp="1"><joint name="lift" type="slide" axis="0 0 1" range="0.2 1.1"/>
-<geom class="robot" type="box" size="0.03 0.09 0.025" pos="0 -0.06 0.03" mass="1"/>
-<body name="arm" gravcomp="1"><joint name="arm" type="slide" axis="0 -1 0" range="0 0.5"/>
-<geom class="robot" type="box" size="0.018 0.1 0.015" pos="0 -0.12 0.03" rgba="0.75 0.75 0.78 1" mass="0.6"/><geom class="looks" type="box" size="0.014 0.25 0.012" pos="0 0.1 0.03" rgba="0.75 0.75 0.78 1"/>
-<body name="gripper" pos="0 -0.2 0" gravcomp="1"><joint name="wrist" type="hinge" axis="0 0 1" range="-75 75"/>
-<geom class="robot" type="box" size="0.025 0.015 0.012" pos="0 -0.015 0.02" mass="0.2" rgba="0.2 0.2 0.2 1"/>
-<geom class="looks" type="box" size="0.006 0.04 0.01" pos="0.03 -0.06 0" rgba="0.9 0.3 0.1 1"/><geom class="looks" type="box" size="0.006 0.04 0.01" pos="-0.03 -0.06 0" rgba="0.9 0.3 0.1 1"/>
-<site name="grasp" pos="0 -0.1 0" size="0.005" rgba="0 0 0 0"/></body></body></body></body>"""
-
-
-def _furniture(f: Furniture) -> str:
-    w, d, h = f.width/2, f.depth/2, f.height
-    col = FURNITURE_COLORS[f.color]
-    g = []
-    def box(sx, sy, sz, x, y, z, c): g.append(f'<geom class="looks" type="box" size="{_f(sx,sy,sz)}" pos="{_f(x,y,z)}" rgba="{_rgba(c)}"/>')
-    dark, linen, steel, water, screen = (PART_COLORS[k] for k in ("dark", "linen", "steel", "water", "screen"))
-    t = f.type
-    if t in ("table", "coffee table", "desk", "side table"):
-        box(w, d, 0.02, 0, 0, h-0.02, col)
-        for sx in (-1, 1):
-            for sy in (-1, 1): box(0.025, 0.025, h/2-0.02, sx*(w-0.03), sy*(d-0.03), h/2-0.02, col)
-        if t == "desk": box(w*0.3, d*0.9, h/2-0.03, w*0.6, 0, h/2-0.03, col)
-    elif t in ("sofa", "armchair"):
-        box(w, d, 0.2, 0, 0, 0.22, col); box(w, d*0.25, h/2, 0, d*0.75, h/2, col)
-        for s in (-1, 1): box(w*0.1, d, 0.3, s*w*0.9, 0, 0.3, col)
-    elif t == "chair":
-        box(w, d, 0.02, 0, 0, 0.45, col); box(w, 0.02, 0.22, 0, d-0.02, 0.67, col)
-        for sx in (-1, 1):
-            for sy in (-1, 1): box(0.02, 0.02, 0.22, sx*(w-0.03), sy*(d-0.03), 0.22, col)
-    elif t == "bed":
-        box(w, d, 0.14, 0, 0, 0.14, col); box(w*0.97, d*0.97, 0.1, 0, -0.01, 0.38, linen); box(w, 0.03, h/2, 0, d-0.03, h/2, col); box(w*0.6, d*0.15, 0.05, 0, d*0.7, 0.52, water)
-    elif t == "bathtub":
-        box(w, d, h/2, 0, 0, h/2, linen); box(w*0.88, d*0.8, 0.004, 0, 0, h, water)
-    elif t == "toilet":
-        box(w*0.8, d*0.6, 0.2, 0, -d*0.3, 0.2, linen); box(w, d*0.3, h/2, 0, d*0.7, h/2, linen)
+def _furniture(piece: Furniture) -> str:
+    own = FURNITURE_COLORS[piece.color]
+    parts, legged = furniture_parts(piece)
+    if legged:
+        block = (
+            f'<geom type="box" size="{piece.width / 2} {piece.depth / 2} {piece.height / 2}" '
+            f'pos="0 0 {piece.height / 2}" {_SOLID} group="3"/>'
+        )
+        shape = block + "".join(_part(p, own, _DECORATION) for p in parts)
     else:
-        box(w, d, h/2, 0, 0, h/2, col)
-        if t in ("fridge",): box(w*0.98, 0.006, h*0.3, 0, -d, h*0.33, steel); box(w*0.98, 0.006, h*0.15, 0, -d, h*0.82, steel)
-        elif t == "stove":
-            for sx in (-1, 1):
-                for sy in (-1, 1): g.append(f'<geom class="looks" type="cylinder" size="0.09 0.004" pos="{_f(sx*w*0.45,sy*d*0.45,h)}" rgba="{_rgba(dark)}"/>')
-            box(w*0.8, 0.006, h*0.3, 0, -d, h*0.45, dark)
-        elif t == "shelf":
-            for k in (0.2, 0.55): box(w*0.9, 0.006, h*0.13, 0, -d, h*k+0.08, dark)
-        elif t == "tv stand": box(w*0.9, 0.006, h*0.3, 0, -d, h*0.5, dark)
-        elif t == "washstand": g.append(f'<geom class="looks" type="cylinder" size="{_f(min(w,d)*0.5,0.004)}" pos="{_f(0,d*0.25,h)}" rgba="{_rgba(water)}"/>')
-        elif t == "counter": box(w*1.0, d*1.0, 0.015, 0, 0, h-0.014, steel)
-        else:
-            n = 3 if t in ("dresser", "cabinet", "nightstand") else 2
-            for k in range(n): box(w*0.85, 0.006, h/n*0.38, 0, -d, h*(k+0.5)/n, tuple(c*0.75 for c in col))
-    solid = f'<geom class="solid" type="box" size="{_f(w,d,h/2)}" pos="{_f(0,0,h/2)}" group="3" rgba="0 0 0 0"/>'
-    return f'<body name="{f.id}" pos="{_f(f.x,f.y,0)}" euler="0 0 {f.yaw:.1f}">{solid}{"".join(g)}</body>'
+        shape = "".join(_part(p, own, f'{_SOLID} group="0"') for p in parts)
+    return f'<body name="{piece.id}" pos="{piece.x} {piece.y} 0" euler="0 0 {piece.yaw}">{shape}</body>\n      '
 
 
-def _item(i: Item) -> str:
-    kind = ITEMS[i.type]; own = ITEM_COLORS[i.color]
-    looks = []
-    for p in kind.parts:
-        c = own if p.color == "own" else PART_COLORS[p.color]
-        looks.append(f'<geom class="looks" type="{p.shape}" size="{_f(*p.size)}" pos="{_f(p.pos[0],p.pos[1],p.pos[2]-i.size[2]/2)}" euler="{_f(*p.euler)}" rgba="{_rgba(c)}"/>')
-    sx, sy, sz = (s/2 for s in i.size)
-    shape = f'type="sphere" size="{sx:.4f}"' if kind.round else f'type="box" size="{_f(sx,sy,sz)}"'
-    return f'<body name="{i.id}" pos="{_f(i.x,i.y,i.z+0.002)}" euler="0 0 {i.yaw:.1f}"><freejoint name="{i.id}_free"/><geom name="{i.id}_solid" class="item" {shape} mass="{kind.mass}" rgba="0 0 0 0"/>{"".join(looks)}</body>'
+def _item(item: Item) -> str:
+    kind = ITEMS[item.type]
+    scale = item.size[0] / kind.size[0]
+    w, d, h = item.size
+    bits = f'contype="{ITEM_BITS[0]}" conaffinity="{ITEM_BITS[1]}"'
+    if kind.round:  # rolls, but comes to rest
+        solid = f'<geom type="sphere" size="{w / 2}" condim="6" friction=".9 .02 .02" {bits}'
+    else:
+        solid = f'<geom type="box" size="{w / 2} {d / 2} {h / 2}" {bits}'
+    solid += f' mass="{kind.mass}" group="3"/>'
+    looks = "".join(_part(p, ITEM_COLORS[item.color], _DECORATION, scale, -h / 2) for p in kind.parts)
+    return (
+        f'<body name="{item.id}" pos="{item.x} {item.y} {item.z}" euler="0 0 {item.yaw}" sleep="init">'
+        f"<freejoint/>{solid}{looks}</body>\n      "
+    )
+
+
+def _part(part: Part, own: RGB, attributes: str, scale: float = 1.0, dz: float = 0.0) -> str:
+    size = " ".join(f"{s * scale:.5f}" for s in part.size)
+    x, y, z = (v * scale for v in part.pos)
+    turn = "" if part.euler == (0.0, 0.0, 0.0) else f'euler="{part.euler[0]} {part.euler[1]} {part.euler[2]}"'
+    color = own if part.color == "own" else PART_COLORS[part.color]
+    mass = 'mass="0"' if "contype=\"0\"" in attributes else ""
+    return (
+        f'<geom type="{part.shape}" size="{size}" pos="{x:.5f} {y:.5f} {z + dz:.5f}" {turn} {mass} '
+        f"{attributes} {_rgba(color)}/>"
+    )
+
+
+def _rgba(color: RGB) -> str:
+    return f'rgba="{color[0]} {color[1]} {color[2]} 1"'

@@ -1,89 +1,141 @@
-"""Off-screen pictures of any number of MuJoCo models through one OpenGL context."""
+"""Off-screen pictures: which OpenGL backend to use, and one context per thread and picture size.
+
+Household models hold no meshes and no textures, so one MuJoCo rendering context draws any of them.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from importlib import import_module
+import threading
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from rllib_vlm.errors import SimulatorError
 from rllib_vlm.types import Image
 
-_PLATFORMS = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
-_MAX_GEOMS = 1500
+_INSTALL = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri  (or: libosmesa6)"
+_MAX_GEOMS = 2000
 
 
-def open_gl_context(width: int, height: int) -> Any:
-    """An OpenGL context that needs no screen: EGL, or else OSMesa; `MUJOCO_GL` decides if it is set.
+def choose_backend() -> str:
+    """The OpenGL backend: what the user set in MUJOCO_GL, or else EGL, or else OSMesa.
 
     Raises:
-        SimulatorError: neither library works here; says how to install them.
+        SimulatorError: neither is installed.
     """
-    asked = os.environ.get("MUJOCO_GL", "").lower()
-    reasons = []
-    for name in [asked] if asked in _PLATFORMS else ["egl", "osmesa"]:
-        try:
-            context = import_module(_PLATFORMS[name]).GLContext(width, height)
-            context.make_current()
-            return context
-        except (ImportError, RuntimeError, OSError, AttributeError) as error:  # what the loaders raise
-            reasons.append(f"{name}: {error}")
-            os.environ.pop("PYOPENGL_PLATFORM", None)
+    wish = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if wish:
+        return wish
+    # PyOpenGL settles on a platform when it is first imported, so this one must not be tried but asked for.
+    platform = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
+    if platform != "osmesa" and _egl_devices() > 0:
+        return "egl"
+    if platform != "egl" and _loads("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        return "osmesa"
     raise SimulatorError(
-        f"no off-screen OpenGL ({'; '.join(reasons)}). Install it: "
-        "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
+        f"no off-screen OpenGL: neither an EGL device nor OSMesa was found on this machine. Run: {_INSTALL}"
     )
 
 
-class OffscreenRenderer:
-    """Renders fixed cameras. Scenes of primitives only share one rendering context across models.
+def _egl_devices() -> int:
+    """How many devices EGL can render on; 0 where EGL or its driver is missing."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return 0
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return 0
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
+    count = ctypes.c_int(0)
+    return count.value if query(0, None, ctypes.byref(count)) else 0
 
-    Args:
-        size: (width, height) of the pictures, pixels; at most 1024 x 768.
-    """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.width, self.height = size
-        self._gl = open_gl_context(self.width, self.height)
-        self._context: mujoco.MjrContext | None = None
-        self._model: mujoco.MjModel | None = None
-        self._options = mujoco.MjvOption()
-        self._options.geomgroup[:] = (1, 1, 1, 1, 0, 0)
+def _loads(*names: str) -> bool:
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _gl_context(width: int, height: int) -> Any:
+    backend = choose_backend()
+    os.environ.setdefault("MUJOCO_GL", backend)
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # llvmpipe: small pictures gain nothing from threads
+    try:
+        if backend == "egl":
+            from mujoco.egl import GLContext
+        elif backend == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco import GLContext
+        return GLContext(width, height)
+    except Exception as error:
+        raise SimulatorError(
+            f"OpenGL backend {backend!r} (environment variable MUJOCO_GL) does not start: "
+            f"{type(error).__name__}: {error}. Run: {_INSTALL}, or unset MUJOCO_GL."
+        ) from error
+
+
+class Canvas:
+    """Draws MuJoCo models off-screen at one size: flat colours, no shadows, no anti-aliasing."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self._gl = _gl_context(width, height)
+        import mujoco
+
+        self._mj = mujoco
+        self._gl.make_current()
+        model = mujoco.MjModel.from_xml_string(
+            f'<mujoco><visual><global offwidth="{width}" offheight="{height}"/>'
+            '<quality shadowsize="0" offsamples="0" numslices="16" numstacks="8" numquads="1"/></visual>'
+            '<worldbody><geom size="1"/></worldbody></mujoco>'
+        )
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        flags = self._scene.flags
+        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
+            flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        self._option = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._perturb = mujoco.MjvPerturb()
-        self._rect = mujoco.MjrRect(0, 0, self.width, self.height)
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._buffer = np.empty((height, width, 3), np.uint8)
 
-    def __call__(self, model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> Image:
-        """[H, W, 3] RGB of a fixed camera."""
+    def draw(self, model: Any, data: Any, cameras: list[int]) -> list[Image]:
+        """One [height, width, 3] picture per camera id."""
+        mj = self._mj
         self._gl.make_current()
-        if model is not self._model:
-            self._model = model
-            self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
-        if self._context is None:
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._camera.fixedcamid = camera
-        mujoco.mjv_updateScene(
-            model, data, self._options, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        # Shadows and reflections take nine tenths of the time and tell a small model nothing.
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        mujoco.mjr_render(self._rect, self._scene, self._context)
-        picture = np.empty((self.height, self.width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, self._rect, self._context)
-        return picture[::-1].copy()  # OpenGL's first row is the bottom one
+        pictures = []
+        for camera in cameras:
+            self._camera.fixedcamid = camera
+            if not pictures:
+                mj.mjv_updateScene(
+                    model, data, self._option, None, self._camera, mj.mjtCatBit.mjCAT_ALL, self._scene
+                )
+            else:
+                mj.mjv_updateCamera(model, data, self._camera, self._scene)
+            mj.mjr_render(self._viewport, self._scene, self._context)
+            mj.mjr_readPixels(self._buffer, None, self._viewport, self._context)
+            pictures.append(self._buffer[::-1].copy())
+        return pictures
 
-    def close(self) -> None:
-        """Frees the OpenGL context; the renderer cannot be used any more. May be called again."""
-        if self._context is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._context = None
-        if self._gl is not None:
-            self._gl.free()
-            self._gl = None
+
+_local = threading.local()
+
+
+def canvas(width: int, height: int) -> Canvas:
+    """This thread's canvas of this size; OpenGL contexts belong to one thread of one process."""
+    key = (os.getpid(), width, height)
+    canvases = _local.__dict__.setdefault("canvases", {})
+    if key not in canvases:
+        canvases[key] = Canvas(width, height)
+    return canvases[key]

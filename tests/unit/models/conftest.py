@@ -27,7 +27,9 @@ def make_hot(family: Qwen25VL) -> Qwen25VL:
 
 @pytest.fixture(scope="session")
 def family() -> Qwen25VL:
-    return make_hot(Qwen25VL.build({"size": "tiny", "tokenizer_words": ("move_ahead", "rotate_left", "done")}))
+    return make_hot(
+        Qwen25VL.build({"size": "tiny", "tokenizer_words": ("move_ahead", "rotate_left", "done")})
+    )
 
 
 def make_prompt(family: Qwen25VL, images: int, words: int = 5, seed: int = 0, system: str = "") -> Prompt:

@@ -1,0 +1,81 @@
+"""What every generation backend of the registry promises."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rllib_vlm import registry
+from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
+from rllib_vlm.errors import MissingExtraError, RLlibVLMError
+from rllib_vlm.models.qwen2_5_vl import Qwen25VL
+from rllib_vlm.types import Message, SamplingParams
+
+# What a backend needs beside the family.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {"scripted": (["<answer>done</answer>"],)}
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def family() -> Qwen25VL:
+    return Qwen25VL.build({"size": "tiny", "hidden_size": 64, "num_layers": 2})
+
+
+@pytest.fixture(params=registry.names("backends"))
+def backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
+    try:
+        make = registry.resolve("backends", request.param)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    backend = make(family, *ARGUMENTS.get(request.param, ()))
+    yield backend
+    backend.close()
+
+
+def ask(family: Qwen25VL, text: str, images: int = 0) -> GenerationRequest:
+    pictures = tuple(np.full((56, 56, 3), 40 * i, dtype=np.uint8) for i in range(images))
+    message = Message(role="user", text="<image>" * images + text, images=pictures)
+    return GenerationRequest(
+        prompt=family.encode([message]), sampling=SamplingParams(temperature=0.7, max_new_tokens=9)
+    )
+
+
+def wait(backend: GenerationBackend, futures: list[Any]) -> list[Any]:
+    end = time.monotonic() + PATIENCE_S
+    while not all(f.done() for f in futures):
+        assert time.monotonic() < end, "requests were not answered"
+        backend.poll(timeout_s=1.0)
+    return [f.result() for f in futures]
+
+
+def test_every_request_is_answered_with_exact_tokens(backend: GenerationBackend, family: Qwen25VL) -> None:
+    futures = [backend.submit(ask(family, "go " * (1 + i), images=i % 3)) for i in range(5)]
+    for completion in wait(backend, futures):
+        ids = completion.token_ids
+        assert ids.dtype == np.int64 and completion.logprobs.dtype == np.float32
+        assert 0 < len(ids) == len(completion.logprobs) <= 9
+        assert (completion.logprobs <= 0).all()
+        assert completion.text == family.decode(ids)
+        assert not set(ids.tolist()) & set(family.banned_token_ids)
+        stopped = int(ids[-1]) in family.stop_token_ids
+        assert completion.finish_reason == ("stop" if stopped else "length")
+
+
+def test_completions_carry_the_version_of_their_weights(backend: GenerationBackend, family: Qwen25VL) -> None:
+    before = wait(backend, [backend.submit(ask(family, "go"))])
+    backend.load_weights(family.model.state_dict(), version=12)
+    after = wait(backend, [backend.submit(ask(family, "go"))])
+    assert (before[0].policy_version, after[0].policy_version) == (0, 12)
+
+
+def test_polling_with_nothing_to_do_returns(backend: GenerationBackend) -> None:
+    backend.poll(timeout_s=0.1)
+
+
+def test_a_closed_backend_takes_no_more(backend: GenerationBackend, family: Qwen25VL) -> None:
+    backend.close()
+    with pytest.raises(RLlibVLMError, match="closed"):
+        backend.submit(ask(family, "go"))

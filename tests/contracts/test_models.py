@@ -1,0 +1,129 @@
+"""What every model family of the registry promises; a new row is tested by being there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rllib_vlm import registry
+from rllib_vlm.models.base import TokenRows, VLMFamily
+from rllib_vlm.models.sampling import token_logprobs
+from rllib_vlm.types import Message, Prompt, SamplingParams
+
+
+@pytest.fixture(scope="module", params=registry.names("models"))
+def family(request: pytest.FixtureRequest) -> VLMFamily:
+    """A tiny model, its weights scaled up so that prompts and images decide what it says."""
+    family: Any = registry.resolve("models", request.param).build({"size": "tiny"})
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2.0)
+    return family
+
+
+def prompt(family: VLMFamily, images: int, words: int) -> Prompt:
+    rng = np.random.default_rng(10 * images + words)
+    sizes = ((56, 84), (100, 70), (112, 196))
+    pictures = tuple(rng.integers(0, 256, (*sizes[i % 3], 3), dtype=np.uint8) for i in range(images))
+    text = "<image>" * images + "go to the mug " * words
+    return family.encode(
+        [Message(role="system", text="a robot"), Message(role="user", text=text, images=pictures)]
+    )
+
+
+def rows(family: VLMFamily, prompts: list[Prompt], answers: list[NDArray[np.int64]]) -> TokenRows:
+    whole = [np.concatenate([p.token_ids, a]) for p, a in zip(prompts, answers, strict=True)]
+    length, count = max(map(len, whole)), max(len(p.images) for p in prompts)
+    token_ids = np.full((len(whole), length), family.pad_token_id)
+    segments = np.zeros((len(whole), length), dtype=np.int64)
+    images = np.zeros((len(whole), count, 224, 224, 3), dtype=np.uint8)
+    sizes = np.zeros((len(whole), count, 2), dtype=np.int64)
+    for r, ids in enumerate(whole):
+        token_ids[r, : len(ids)], segments[r, : len(ids)] = ids, 1
+        for i, image in enumerate(prompts[r].images):
+            images[r, i, : image.shape[0], : image.shape[1]] = image
+            sizes[r, i] = image.shape[:2]
+    arrays = {"token_ids": token_ids, "segment_ids": segments, "images": images, "image_sizes": sizes}
+    return TokenRows(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+
+
+def test_importance_ratio_is_one_at_unchanged_weights(family: VLMFamily) -> None:
+    prompts = [prompt(family, n, words) for n in range(4) for words in (1, 6)]
+    sampling = SamplingParams(temperature=0.7, max_new_tokens=10, seed=0)
+    answers = family.generate(prompts, sampling)
+    with torch.no_grad():
+        logits = family.logits(family.hidden(rows(family, prompts, [ids for ids, _ in answers])))
+    worst = 0.0
+    for r, (ids, logprobs) in enumerate(answers):
+        at = len(prompts[r].token_ids) - 1
+        learned = token_logprobs(logits[r, at : at + len(ids)], torch.from_numpy(ids), sampling)
+        worst = max(worst, float((learned - torch.from_numpy(logprobs)).abs().max()))
+    assert worst < 1e-3
+    assert len({tuple(ids.tolist()) for ids, _ in answers}) > 1
+
+
+def test_shapes_and_types(family: VLMFamily) -> None:
+    prompts = [prompt(family, n, 2) for n in (0, 2)]
+    [first, second] = family.generate(prompts, SamplingParams(max_new_tokens=3))
+    for ids, logprobs in (first, second):
+        assert ids.dtype == np.int64 and logprobs.dtype == np.float32
+        assert 0 < len(ids) == len(logprobs) <= 3 and (logprobs <= 0).all()
+    batch = rows(family, prompts, [first[0], second[0]])
+    hidden = family.hidden(batch)
+    assert hidden.shape == (*batch.token_ids.shape, family.hidden_size)
+    logits = family.logits(hidden[:, -2:])
+    assert logits.shape == (2, 2, family.vocab_size) and logits.dtype == torch.float32
+    assert bool((logits[..., list(family.banned_token_ids)] == -torch.inf).all())
+    assert not set(family.banned_token_ids) & set(family.stop_token_ids)
+
+
+def test_gradients_reach_the_language_model_and_the_vision_tower(family: VLMFamily) -> None:
+    batch = rows(family, [prompt(family, 2, 1)], [family.encode_answer("done")])
+    family.model.zero_grad()
+    family.logits(family.hidden(batch)).log_softmax(-1)[0, :, family.stop_token_ids[0]].sum().backward()
+    without = [n for n, p in family.model.named_parameters() if p.requires_grad and p.grad is None]
+    family.model.zero_grad()
+    assert not without
+
+
+@pytest.mark.parametrize(
+    "text", ["<answer>move_ahead,done</answer>", '{"actions": ["done"]}', " é\n漢 1.50 ", ""]
+)
+def test_answers_come_back_as_they_were(family: VLMFamily, text: str) -> None:
+    ids = family.encode_answer(text)
+    assert ids.dtype == np.int64 and int(ids[-1]) in family.stop_token_ids
+    assert family.decode(ids) == text
+    assert not set(ids.tolist()) & set(family.banned_token_ids)
+
+
+def test_prompts_hold_their_images_and_sampled_ids(family: VLMFamily) -> None:
+    short, long = prompt(family, 1, 1), prompt(family, 3, 1)
+    assert len(long.token_ids) > len(short.token_ids) and len(long.images) == 3
+    assert all(i.dtype == np.uint8 and i.shape[2] == 3 for i in long.images)
+    sampled = family.encode_answer("go")[::-1][1:]
+    chat = [
+        Message(role="user", text="go"),
+        Message(role="assistant", text="go", token_ids=sampled),
+        Message(role="user", text="on"),
+    ]
+    ids = family.encode(chat).token_ids.tolist()
+    assert any(ids[i : i + len(sampled)] == sampled.tolist() for i in range(len(ids)))
+    assert ids[: len(ids) // 2] == family.encode(chat).token_ids.tolist()[: len(ids) // 2]
+
+
+def test_a_saved_model_says_the_same(family: VLMFamily, tmp_path: Path) -> None:
+    family.save_pretrained(tmp_path)
+    opened = type(family).build({"checkpoint": str(tmp_path)})
+    prompts = [prompt(family, n, 2) for n in range(3)]
+    greedy = SamplingParams(temperature=0, max_new_tokens=5)
+    for (ids, logprobs), (again, again_logprobs) in zip(
+        family.generate(prompts, greedy), opened.generate(prompts, greedy), strict=True
+    ):
+        assert ids.tolist() == again.tolist()
+        np.testing.assert_allclose(logprobs, again_logprobs, atol=1e-5)

@@ -1,0 +1,39 @@
+"""No shipped configuration may rot: every example and every fragment is validated, each on its own."""
+
+from pathlib import Path
+
+import pytest
+
+from rllib_vlm.config.loader import validate
+from rllib_vlm.config.resources import examples, fragments
+
+EXAMPLES = examples()
+FRAGMENTS = fragments()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_valid(name: str):
+    assert validate(EXAMPLES[name]), "an example holds at least one experiment"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_says_how_to_run_it(name: str):
+    text = EXAMPLES[name].read_text(encoding="utf-8")
+    header = text.split("\n\n")[0] if EXAMPLES[name].suffix == ".py" else _comment(text)
+    assert f"tuned_examples/{name}{EXAMPLES[name].suffix}" in header, "the header gives the exact command"
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_fragment_is_valid(name: str):
+    assert validate(FRAGMENTS[name]) == []
+
+
+def test_there_are_fragments():
+    assert {"models/tiny", "hardware/cpu_2"} <= FRAGMENTS.keys()
+    assert all(isinstance(f, Path) for f in FRAGMENTS.values())
+
+
+def _comment(text: str) -> str:
+    lines = text.splitlines()
+    end = next((i for i, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
+    return "\n".join(lines[:end])

@@ -1,0 +1,147 @@
+"""Experiment files through Tune: grids, failure and resumption, the files a run leaves behind."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import ray
+
+from rllib_vlm.config import runner
+from rllib_vlm.config.evaluation import evaluate_checkpoint
+from rllib_vlm.config.loader import load
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError
+
+# The smallest real algorithm there is; everything here holds for any.
+SMALL = """
+    env_runners: {num_env_runners: 0}
+    training: {train_batch_size_per_learner: 32, minibatch_size: 32, num_epochs: 1}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.shutdown()
+    runner.start_ray(num_cpus=2, dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def test_a_grid_runs_in_folders_of_safe_names_and_stops_where_it_should(tmp_path: Path, capsys):
+    text = f"""
+strange / name, (50%):
+  run: PPO
+  env: CartPole-v1
+  stop: {{training_iteration: 2}}
+  config:
+    rl_module: {{model_config: {{fcnet_hiddens: {{grid_search: [[4], [8]]}}}}}}
+{SMALL}"""
+    (experiment,) = load(write(tmp_path, text))
+    outcome = runner.run(experiment, storage=tmp_path / "results")
+    assert not outcome.failures
+    assert not outcome.interrupted
+    assert outcome.folder.parent == tmp_path / "results"
+    assert outcome.folder.name.startswith("strange_name_50_")
+    trials = [d for d in outcome.folder.iterdir() if d.is_dir()]
+    assert len(trials) == 2
+    for path in outcome.folder.rglob("*"):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", path.name), path
+    widths = set()
+    for trial in trials:
+        results = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+        assert [r["training_iteration"] for r in results] == [1, 2]
+        widths.add(tuple(results[0]["config"]["_model_config"]["fcnet_hiddens"]))
+        assert list(trial.glob("events.out.tfevents.*"))
+    assert widths == {(4,), (8,)}
+    printed = capsys.readouterr().out
+    assert f"run folder: {outcome.folder}" in printed
+    assert re.search(r"^trial +iter +time", printed, re.MULTILINE)
+
+
+FAILS_ONCE = """
+import os
+from ray.rllib.algorithms.ppo import PPOConfig
+
+FLAG = {flag!r}
+
+def on_train_result(*, algorithm, result, **kwargs):
+    with open(os.path.join(algorithm.logdir, "results.json"), "w") as file:
+        file.write('{{"iteration": %d}}' % algorithm.iteration)
+    if algorithm.iteration == 2 and not os.path.exists(FLAG):
+        open(FLAG, "w").close()
+        raise RuntimeError("the second iteration fails once")
+
+config = (
+    PPOConfig()
+    .environment("CartPole-v1")
+    .env_runners(num_env_runners=0)
+    .training(train_batch_size_per_learner=32, minibatch_size=32, num_epochs=1)
+    .callbacks(on_train_result=on_train_result)
+)
+stop = {{"training_iteration": 3}}
+"""
+
+
+def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
+    file = write(tmp_path, FAILS_ONCE.format(flag=str(tmp_path / "flag")), "fails.py")
+    (experiment,) = load(file)
+    experiment.checkpoints.checkpoint_frequency = 1
+    outcome = runner.run(experiment, storage=tmp_path, name="run")
+    assert len(outcome.failures) == 1
+    assert "the second iteration fails once" in outcome.failures[0]
+
+    with pytest.raises(RLlibVLMError, match="holds a run already"):
+        runner.run(experiment, storage=tmp_path, name="run")
+
+    (again,) = load(file)
+    outcome = runner.run(again, resume=tmp_path / "run")
+    assert not outcome.failures
+    (results,) = outcome.results_files
+    assert json.loads(results.read_text()) == {"iteration": 3}, (
+        "what is written last joins the trial's folder"
+    )
+    lines = (results.parent / "result.json").read_text().splitlines()
+    assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3]
+
+    with pytest.raises(RLlibVLMError, match="every trial of this run is finished"):
+        runner.run(again, resume=tmp_path / "run")
+
+    checkpoint = runner.find_checkpoint(tmp_path / "run")
+    assert checkpoint.parent == results.parent
+    assert runner.find_checkpoint(results.parent) == checkpoint == runner.find_checkpoint(checkpoint)
+    metrics = evaluate_checkpoint(
+        checkpoint, episodes=3, overrides=["evaluation.evaluation_num_env_runners=0"]
+    )
+    assert metrics["env_runners/num_episodes"] == 3
+    json.dumps(metrics)
+    with pytest.raises(ConfigErrors, match="Did you mean 'evaluation_interval'"):
+        evaluate_checkpoint(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
+    with pytest.raises(RLlibVLMError, match="no splits"):
+        evaluate_checkpoint(checkpoint, split="train")
+
+
+def test_a_trial_no_machine_can_hold_is_refused(tmp_path: Path):
+    text = "big: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 64}}}"
+    (experiment,) = load(write(tmp_path, text))
+    with pytest.raises(RLlibVLMError, match=r"one trial needs 65 CPU where there are 2"):
+        runner.run(experiment, storage=tmp_path)
+    assert not list(tmp_path.glob("big*"))
+
+
+def test_resume_needs_a_run(tmp_path: Path):
+    (experiment,) = load(write(tmp_path, "a: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 0}}}"))
+    with pytest.raises(RLlibVLMError, match="holds no run to resume"):
+        runner.run(experiment, resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"), [("a b/c", "a_b_c"), ("..", "experiment"), ("spoc", "spoc"), ("", "experiment")]
+)
+def test_safe_names(name: str, safe: str):
+    assert runner.safe_name(name) == safe

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rllib_vlm.errors import ModelError, UnknownNameError
+from rllib_vlm.models.adapters import ValueHead, add_lora, count_parameters, freeze, without_lora
+from rllib_vlm.models.qwen2_5_vl import Qwen25VL
+from rllib_vlm.types import SamplingParams
+from tests.unit.models.conftest import make_prompt
+
+SMALL = {"size": "tiny", "hidden_size": 64, "num_layers": 2, "vision_depth": 1}
+
+
+def test_value_head_starts_near_zero_and_learns() -> None:
+    torch.manual_seed(0)
+    head = ValueHead(32)
+    states, targets = torch.randn(64, 32), torch.randn(64)
+    assert head(states.bfloat16().view(8, 8, 32)).shape == (8, 8)
+    assert head(states).dtype == torch.float32
+    assert float(head(states).detach().abs().max()) < 0.05
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = ((head(states) - targets) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+
+
+def test_freeze_by_pattern() -> None:
+    model = nn.ModuleDict({"visual": nn.Linear(2, 3), "text": nn.Linear(3, 4)})
+    assert freeze(model, ["visual.*"]) == ["visual.bias", "visual.weight"]
+    assert count_parameters(model) == (2 * 3 + 3 + 3 * 4 + 4, 3 * 4 + 4)
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest() -> None:
+    with pytest.raises(
+        ModelError, match=r"'visual\.\*' matches no parameter\. Nearest: .*'model\.visual\.\*'"
+    ):
+        Qwen25VL.build({**SMALL, "freeze": ["visual.*"]})
+
+
+def test_frozen_vision_gets_no_gradient() -> None:
+    family = Qwen25VL.build({**SMALL, "freeze": "model.visual.*"})
+    everything, trainable = count_parameters(family.model)
+    vision = sum(p.numel() for p in family.model.model.visual.parameters())
+    assert everything - trainable == vision > 0
+
+
+def test_lora_trains_little_and_is_merged_when_saved(tmp_path: Path) -> None:
+    plain = Qwen25VL.build({**SMALL, "dtype": "float32"})
+    family = Qwen25VL.build({**SMALL, "lora": {"rank": 4, "target": ["q_proj", "v_proj", "down_proj"]}})
+    prompts = [make_prompt(family, n, words=3) for n in range(3)]
+    greedy = SamplingParams(temperature=0, max_new_tokens=4)
+    before = family.generate(prompts, greedy)
+    assert [i.tolist() for i, _ in before] == [i.tolist() for i, _ in plain.generate(prompts, greedy)]
+    everything, trainable = count_parameters(family.model)
+    assert 0 < trainable < 0.15 * everything
+    with torch.no_grad():
+        for name, parameter in family.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    after = family.generate(prompts, greedy)
+    assert abs(after[0][1] - before[0][1]).max() > 1e-3
+    family.save_pretrained(tmp_path)
+    opened = Qwen25VL.build({"checkpoint": str(tmp_path)})
+    for (ids, logprobs), (saved_ids, saved_logprobs) in zip(
+        after, opened.generate(prompts, greedy), strict=True
+    ):
+        assert ids.tolist() == saved_ids.tolist()
+        assert abs(logprobs - saved_logprobs).max() < 1e-4
+    assert without_lora(plain.model) is plain.model
+
+
+def test_lora_says_what_it_does_not_know() -> None:
+    model = nn.ModuleDict({"q_proj": nn.Linear(4, 4)})
+    with pytest.raises(UnknownNameError, match="Did you mean 'rank'"):
+        add_lora(model, {"rnak": 4})
+    with pytest.raises(ModelError, match="linear layers: q_proj"):
+        add_lora(model, {"target": ["nothing"]})

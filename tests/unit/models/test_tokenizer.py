@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from rllib_vlm.errors import ModelError
+from rllib_vlm.models.tokenizer import (
+    ANSWER_TAGS,
+    SPECIAL_TOKENS,
+    compact_corpus,
+    load_corpus,
+    train_tokenizer,
+)
+from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
+from rllib_vlm.sims.household.world import ACTIONS
+
+TOKENIZER = train_tokenizer(load_corpus(), words=ACTIONS.names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_any_text_comes_back(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@pytest.mark.parametrize("word", [*ACTIONS.names, *ANSWER_TAGS, *SPECIAL_TOKENS])
+def test_actions_tags_and_special_tokens_are_one_token(word: str) -> None:
+    assert len(TOKENIZER.encode(word)) == 1
+    assert len(TOKENIZER.encode(f"<answer>{word},done</answer>")) == 5
+
+
+@pytest.mark.parametrize("word", [w for name in [*ITEMS, *ITEM_COLORS] for w in name.split()])
+def test_household_words_are_one_token(word: str) -> None:
+    assert len(TOKENIZER.encode(f"the {word}")) == 2
+
+
+def test_tags_stay_in_the_text_and_special_tokens_do_not() -> None:
+    ids = TOKENIZER.encode("<think>x</think><answer>done</answer><|im_end|>")
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>x</think><answer>done</answer>"
+
+
+def test_a_number_is_its_digits_wherever_it_stands() -> None:
+    plain = TOKENIZER.tokenize("12.50")
+    assert plain == ["1", "2", ".", "5", "0"]
+    assert TOKENIZER.tokenize("a 12.50 m")[1:6] == ["Ġ1", "2", ".", "5", "0"]
+    assert TOKENIZER.tokenize("x-12.50")[-4:] == plain[1:]
+    bare = train_tokenizer(["no digit here"], vocab_size=400)
+    for tokenizer in (TOKENIZER, bare):
+        assert {len(tokenizer.encode(f" {i:03}")) for i in range(1000)} == {3}
+
+
+def test_training_is_deterministic_and_ignores_order() -> None:
+    again = train_tokenizer(load_corpus()[::-1], words=ACTIONS.names)
+    assert again.get_vocab() == TOKENIZER.get_vocab()
+    assert again.encode("fetch the unknowable mug") == TOKENIZER.encode("fetch the unknowable mug")
+
+
+@pytest.mark.parametrize("size", [400, 512, 1024])
+def test_vocabulary_stays_within_its_size(size: int) -> None:
+    tokenizer = train_tokenizer(load_corpus(), vocab_size=size, words=ACTIONS.names)
+    assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1 < size
+    assert len(tokenizer.encode("move_ahead")) == 1
+
+
+def test_a_vocabulary_too_small_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"cannot hold the .* set vocab_size to"):
+        train_tokenizer(["a"], vocab_size=100)
+
+
+def test_saved_tokenizer_opens_with_plain_transformers(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": "fetch the <answer> 1.5\n"}, {"role": "assistant", "content": "done"}]
+    assert opened.apply_chat_template(chat, tokenize=False) == (
+        "<|im_start|>user\nfetch the <answer> 1.5\n<|im_end|><|im_start|>assistant\ndone<|im_end|>"
+    )
+    ours = TOKENIZER.apply_chat_template(chat, tokenize=True, return_dict=False)
+    assert opened.apply_chat_template(chat, tokenize=True, return_dict=False) == ours
+    # A message costs three tokens beyond its text: start, role with its break, end.
+    assert len(ours) == 2 * 3 + len(TOKENIZER.encode(chat[0]["content"])) + 1
+
+
+def test_compact_corpus_keeps_every_word() -> None:
+    texts = ["a red mug\nwalk to it", "a red mug", "a red mug and more", "rare"]
+    lines = compact_corpus(texts, repeats=1)
+    assert {w for line in lines for w in line.split()} == {w for t in texts for w in t.split()}
+    assert len(compact_corpus([f"step {i} of the walk" for i in range(500)], repeats=2)) == 2
+
+
+def test_an_unknown_corpus_names_the_known() -> None:
+    with pytest.raises(ModelError, match=r"there is .*household"):
+        load_corpus("kitchen")

@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rllib_vlm import cli
+
+FILE = """
+x:
+  run: PPO
+  env: CartPole-v1
+  config:
+    training: {lr: 1e-4}
+"""
+
+
+def run(*argv: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(a) for a in argv])
+    return caught.value.code
+
+
+def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():
+    code = (
+        "import sys\nfrom rllib_vlm import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "evaluate", "validate", "example", "list", "demos"):
+        assert command in done.stdout
+
+
+def test_validate_accepts_a_right_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "a.yaml"
+    file.write_text(FILE)
+    assert run("validate", file) == 0
+    assert f"{file}: ok (x)" in capsys.readouterr().out
+
+
+def test_validate_reports_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(FILE.replace("lr:", "lrr:").replace("training:", "training: &t"))
+    two.write_text(FILE.replace("run: PPO", "run: PPOO\n  sto: {}"))
+    assert run("validate", one, two) == 2
+    error = capsys.readouterr().err
+    assert "validate: 3 problems" in error
+    assert f"{one}:6: training: unknown key 'lrr'. Did you mean 'lr'?" in error
+    assert f"{two}:4: unknown key 'sto'. Did you mean 'stop'?" in error
+    assert "Traceback" not in error
+
+
+def test_a_missing_file_is_a_clean_refusal(capsys: pytest.CaptureFixture[str]):
+    assert run("train", "file", "nowhere.yaml") == 2
+    assert "nowhere.yaml: no such file. `rllib example list`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "--run", "VLMPPO"),
+        ("train", "--run", "VLMPPO", "--env", "spoc", "file", "x.yaml"),
+        ("train", "file", "x.yaml", "--resume", "d", "--stop", "a=1"),
+        ("no-such-command",),
+    ],
+)
+def test_wrong_use_exits_with_two(argv: tuple[str, ...]):
+    assert run(*argv) == 2
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "a.yaml"
+    file.write_text(FILE)
+    assert run("train", "file", file, "--set", "training.lrr=1", "--stop", "x") == 2
+    error = capsys.readouterr().err
+    assert "--set training.lrr: training: unknown key 'lrr'. Did you mean 'lr'?" in error
+    assert "--stop x: write it as metric=number" in error
+
+
+def test_evaluate_needs_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("evaluate", tmp_path) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_list_shows_the_registry(capsys: pytest.CaptureFixture[str]):
+    assert run("list", "simulators") == 0
+    assert "frozen_lake" in capsys.readouterr().out
+    assert run("list", "simulatorss") == 2
+    assert "Did you mean 'simulators'" in capsys.readouterr().err
+
+
+def test_examples_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from rllib_vlm.config.resources import examples
+
+    assert run("example", "list") == 0
+    listed = capsys.readouterr().out
+    for name, file in examples().items():
+        assert name in listed
+        copy = tmp_path / f"{Path(name).name}.copy"
+        assert run("example", "get", name, "-o", copy) == 0
+        assert copy.read_text() == file.read_text()
+        assert run("example", "get", name, "-o", copy) == 2, "never overwrites"
+    assert run("example", "get", "no-such-example") == 2
+
+
+def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "demos"
+    assert run("demos", "frozen_lake", folder, "--episodes", 2, "--set", "size=4") == 0
+    assert "2 episodes" in capsys.readouterr().out
+    manifests = [json.loads(f.read_text()) for f in folder.glob("*.json")]
+    assert any(m.get("env_config") == {"size": 4} for m in manifests)
+    assert run("demos", "frozen_lak", folder) == 2
