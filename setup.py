@@ -1,5 +1,6 @@
 """Maps the top-level folders `configs/` and `tuned_examples/` into the package, so that they are found
-after an ordinary install as well as in a clone. Everything else is declared in setup.cfg."""
+after an ordinary install as well as in a clone. Everything else is declared in setup.cfg.
+"""
 
 from pathlib import Path
 

@@ -103,7 +103,6 @@ class VLMAlgorithm(Algorithm):
             state.warm_start_s += time.perf_counter() - start
         elif state.phase == "rl":
             self._reinforce()
-            state.updates += 1
             state.rl_s += time.perf_counter() - start
         state.advance(self.config)
 
@@ -133,7 +132,9 @@ class VLMAlgorithm(Algorithm):
         config, state = self.config, self.run_state
         tasks = self._draw_tasks(config.groups_per_update)
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
-            episodes = self._play(self.env_runner_group, "play_groups", tasks, ENV_RUNNER_RESULTS)
+            episodes = self._play(
+                self.env_runner_group, "play_groups", tasks, ENV_RUNNER_RESULTS, level=state.level
+            )
         with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
             self._give_credit(episodes)
         critic_only = state.updates < config.critic_warmup_updates
@@ -159,6 +160,7 @@ class VLMAlgorithm(Algorithm):
             drop_uninformative=config.drop_uninformative,
         )
         self._learn(episodes, plan)
+        state.updates += 1
         successes = [bool(e.custom_data[SUCCESS]) for e in episodes]
         state.learn_from(sum(successes) / max(1, len(successes)), config)
 
@@ -184,6 +186,7 @@ class VLMAlgorithm(Algorithm):
             policy_share=config.warm_start_policy_share,
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
+            level=self.run_state.level,
         )
         if not new:
             raise SimulatorError(
@@ -297,11 +300,10 @@ class VLMAlgorithm(Algorithm):
             runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
 
     def _sync_weights(self, group: EnvRunnerGroup) -> None:
-        """All runners of `group` have the learner's weights, and the curriculum's level, when this returns."""
+        """All runners of `group` have the learner's weights when this returns."""
         local = group.local_env_runner
         if local is not None and self._shared and group is self.env_runner_group:
             local.set_policy_version(self.learner_group._learner._weights_seq_no)  # noqa: SLF001
-            local.set_level(self.run_state.level)
             if not group.num_remote_env_runners():
                 return
         state = self.learner_group.get_state(
@@ -310,14 +312,8 @@ class VLMAlgorithm(Algorithm):
         weights = {key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
         if local is not None and not self._shared:
             local.set_state(weights)
-            local.set_level(self.run_state.level)
         if group.num_remote_env_runners():
-            shared = ray.put(weights)
-            for method, kwargs in (
-                ("set_state", {"state": shared}),
-                ("set_level", {"level": self.run_state.level}),
-            ):
-                group.foreach_env_runner(method, kwargs=kwargs, local_env_runner=False)
+            group.foreach_env_runner("set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False)
 
     def _update_seed(self) -> int:
         state = self.run_state

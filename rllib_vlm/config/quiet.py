@@ -14,6 +14,7 @@ _CHATTY = (
     "ray._private.accelerators",
     "ray.rllib.algorithms.algorithm_config",
     "ray.train._internal.storage",
+    "ray.tune.trainable.trainable",
     "ray.tune.utils.util",
     "ray.tune.tune",
 )

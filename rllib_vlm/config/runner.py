@@ -50,7 +50,7 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
         log_to_driver=True,
         logging_level=logging.ERROR,
         runtime_env={
-            "env_vars": {"PYTHONWARNINGS": "ignore::DeprecationWarning"},
+            "env_vars": {"PYTHONWARNINGS": "ignore::DeprecationWarning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             "worker_process_setup_hook": "rllib_vlm.config.quiet.quiet",
         },
     )

@@ -44,12 +44,12 @@ class Plugin(BaseModel):
 
 
 class Checkpoints(_Strict):
-    """Tune's CheckpointConfig. The last state of a run is kept unless this says otherwise."""
+    """Tune's CheckpointConfig, with defaults an interrupted run can be resumed from."""
 
     num_to_keep: Annotated[int, Field(ge=1)] | None = 2
     checkpoint_score_attribute: str | None = None
     checkpoint_score_order: Literal["max", "min"] = "max"
-    checkpoint_frequency: Annotated[int, Field(ge=0)] = 0
+    checkpoint_frequency: Annotated[int, Field(ge=0)] = 10
     checkpoint_at_end: bool = True
 
 

@@ -50,7 +50,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         if config.env_runner_torch_threads and kwargs.get("worker_index", 0):
             torch.set_num_threads(config.env_runner_torch_threads)
-        self.level: float | None = None  # of the curriculum, set by the driver
+        self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
         super().__init__(config=config, **kwargs)
         workers = max(1, self.num_workers)
@@ -140,8 +140,11 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     # What the algorithm calls. Each gives the episodes and this runner's metrics.
 
-    def play_groups(self, tasks: Sequence[Task]) -> tuple[list[SingleAgentEpisode], Any]:
-        """Plays training tasks, a whole group each, by the policy."""
+    def play_groups(
+        self, tasks: Sequence[Task], level: float | None = None
+    ) -> tuple[list[SingleAgentEpisode], Any]:
+        """Plays training tasks, a whole group each, by the policy; `level` is the curriculum's."""
+        self.level = level
         return self._play_groups(tasks), self.get_metrics()
 
     def play_demonstrations(
@@ -150,8 +153,10 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         policy_share: float = 0.0,
         mixing: str = "turn",
         only_successes: bool = False,
+        level: float | None = None,
     ) -> tuple[list[SingleAgentEpisode], Any]:
         """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
+        self.level = level
         episodes = self._play_demonstrations(tasks, policy_share, mixing, only_successes)
         return episodes, self.get_metrics()
 
@@ -170,10 +175,6 @@ class VLMEnvRunner(SingleAgentEnvRunner):
                 for index in tasks
             ]
         return [e for e in episodes if len(e)], self.get_metrics()
-
-    def set_level(self, level: float | None) -> None:
-        """Of the curriculum, for training episodes from now on."""
-        self.level = level
 
     def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
         sampling = {"temperature": 0.0} if greedy else {}

@@ -126,6 +126,30 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
         evaluate_checkpoint(checkpoint, split="train")
 
 
+def test_trackers_named_in_the_file_log_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    text = f"""
+tracked:
+  run: PPO
+  env: CartPole-v1
+  stop: {{training_iteration: 1}}
+  loggers:
+    - wandb: {{project: houses}}
+    - mlflow: {{tracking_uri: "file:{tmp_path}/mlruns", experiment_name: houses}}
+  config:
+{SMALL}"""
+    (experiment,) = load(write(tmp_path, text))
+    outcome = runner.run(experiment, storage=tmp_path / "results")
+    assert not outcome.failures
+    assert list(outcome.folder.rglob("offline-run-*")), "wandb kept its run beside the trial"
+    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path}/mlruns")
+    (run,) = client.search_runs([client.get_experiment_by_name("houses").experiment_id])
+    assert run.data.metrics["training_iteration"] == 1
+
+
 def test_a_trial_no_machine_can_hold_is_refused(tmp_path: Path):
     text = "big: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 64}}}"
     (experiment,) = load(write(tmp_path, text))
@@ -135,7 +159,9 @@ def test_a_trial_no_machine_can_hold_is_refused(tmp_path: Path):
 
 
 def test_resume_needs_a_run(tmp_path: Path):
-    (experiment,) = load(write(tmp_path, "a: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 0}}}"))
+    (experiment,) = load(
+        write(tmp_path, "a: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 0}}}")
+    )
     with pytest.raises(RLlibVLMError, match="holds no run to resume"):
         runner.run(experiment, resume=tmp_path)
 

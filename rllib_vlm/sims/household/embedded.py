@@ -26,7 +26,7 @@ from rllib_vlm.sims.household.world import ACTIONS, Camera, House, RobotState, V
 from rllib_vlm.types import Image
 
 _CAMERAS: tuple[Camera, ...] = ("navigation", "manipulation")
-_RAMP_STEPS = {"drive": 16, "yaw": 14, "lift": 10, "arm": 10, "wrist": 6}  # for a large step
+_RAMP_STEPS = {"drive": 22, "yaw": 18, "lift": 12, "arm": 12, "wrist": 6}  # for a large step
 _SETTLE_STEPS = 12  # at most, after the ramp
 _DROP_S = 2.0  # SPOC lets physics run this long after a drop
 _KEPT_MODELS = 4
@@ -202,12 +202,11 @@ class EmbeddedWorld:
     def _drive(self, c: _Compiled, motion: rb.Motion) -> None:
         """Moves one joint group along a smooth ramp and waits until it stands still."""
         data = c.data
-        start = data.qpos[c.qpos].copy()
+        moved = rb.JOINT_GROUPS[motion.joint]
+        start = data.ctrl.copy()  # joints that are not asked to move are held where they should be
+        start[moved] = data.qpos[c.qpos[moved]]
         goal = c.goal(start, motion)
-        size = abs(motion.amount) / {"drive": rb.MOVE_M, "yaw": rb.TURN_DEG, "wrist": rb.WRIST_DEG}.get(
-            motion.joint, rb.ARM_M
-        )
-        ramp = max(4, round(_RAMP_STEPS[motion.joint] * size))
+        ramp = max(4, round(_RAMP_STEPS[motion.joint] * abs(motion.amount) / rb.LARGE_STEP[motion.joint]))
         arrived = False
         for k in range(1, ramp + _SETTLE_STEPS + 1):
             s = min(k / ramp, 1.0)
@@ -219,7 +218,8 @@ class EmbeddedWorld:
                     break
         if arrived:
             data.qpos[c.qpos] = goal
-        data.ctrl[:] = data.qpos[c.qpos]
+        else:
+            data.ctrl[moved] = data.qpos[c.qpos[moved]]
         data.qvel[c.dofs] = 0.0
 
     def _pickup(self) -> bool:

@@ -82,7 +82,7 @@ class Household(Simulator):
     ## Observation Space
     `Dict(text=Text, images=Box(0, 255, (2, height, width, 3), uint8))`. The first picture is the
     navigation camera's, the second the manipulation camera's. With `observation="vision"` the text
-    holds only what pictures show badly: `lift 0.70 arm 0.20 holding nothing ok` (or `failed` and the
+    holds only what pictures show badly: `lift 70 arm 20 holding nothing ok` (cm) (or `failed` and the
     last turn's actions that did not have their effect). With `"text"` there are no images; the text
     lists the visible things with bearing and distance, nearest first, then that same line. `"both"`
     has the long text and the images.

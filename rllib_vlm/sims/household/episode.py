@@ -47,8 +47,9 @@ class Place:
     def as_target(self, item: Item, position: tuple[float, float, float] | None = None) -> Target:
         """An item as the planner sees it, at its first place or at another one."""
         x, y, z = position or (item.x, item.y, item.z)
+        width, depth, height = item.size
         return Target(
-            id=item.id, x=x, y=y, z=z, top=z + item.size[2] / 2, radius=max(item.size[0], item.size[1]) / 2
+            id=item.id, x=x, y=y, z=z, top=z + height / 2, radius=max(width, depth) / 2, depth=(width + depth) / 4
         )
 
     def standing(self, item: Item) -> NDArray[np.bool_]:
@@ -65,7 +66,8 @@ class Place:
         if key not in self._masks:
             mask = self.reachable & self.nav.within(item.x, item.y, *VIEWING_M)
             for i, j in np.argwhere(mask):
-                mask[i, j] = self.nav.in_sight((self.nav.xs[i], self.nav.ys[j]), (item.x, item.y))
+                point = float(self.nav.xs[i]), float(self.nav.ys[j])
+                mask[i, j] = self.nav.in_sight(point, (item.x, item.y), 0.08)
             self._masks[key] = mask
         return self._masks[key]
 

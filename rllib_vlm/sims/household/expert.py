@@ -10,6 +10,7 @@ from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
 from rllib_vlm.sims.household.manoeuvres import Manoeuvre, Manoeuvres
 from rllib_vlm.sims.household.memory import Memory
 from rllib_vlm.sims.household.phrases import observed, predicted, reasoned
+from rllib_vlm.sims.household.planner import Point
 from rllib_vlm.sims.household.tasks import GRASPING, named_receptacles
 from rllib_vlm.sims.household.world import Room
 from rllib_vlm.types import Demonstration
@@ -53,6 +54,7 @@ class HouseholdExpert:
         self.nav = self.place.nav
         self.moves = Manoeuvres(env.world, self.place, self.max_actions)
         self.receptacles = frozenset(named_receptacles(self.episode.house, self.task))
+        self._looked_from: list[Point] = []  # ObjectNav: where the target did not show from
         self.memory = Memory(self.episode.house, frozenset(self.task.targets), self.receptacles)
 
     def __call__(self) -> Demonstration:
@@ -99,7 +101,15 @@ class HouseholdExpert:
             return Manoeuvre(("done",), "stop")
         x, y, _ = self.env.world.position(item_id)
         item = self.episode.items[item_id]
-        mask = self.place.viewing(item)
+        pose = self.moves.pose
+        mask = self.place.viewing(item).copy()
+        if mask[self.nav.cell(*pose.point)] and abs(pose.bearing(x, y)) <= 4.0:
+            self._looked_from.append(pose.point)  # and it does not show from here
+        for tried in self._looked_from:
+            mask &= ~self.nav.within(*tried, 0.0, 0.4)
+        if not mask.any():
+            self._looked_from.clear()
+            return None
 
         def arrived(pose: object) -> bool:
             i, j = self.nav.cell(*pose.point)  # type: ignore[attr-defined]

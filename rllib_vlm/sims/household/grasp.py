@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rllib_vlm.sims.household.floorplan import footprint
 from rllib_vlm.sims.household.planner import NavigationMap, Point, Pose
-from rllib_vlm.sims.household.world import Furniture, House, RobotState
+from rllib_vlm.sims.household.world import Furniture, RobotState
 
 ARM_STEP_M, ARM_SMALL_STEP_M = 0.1, 0.02  # SPOC's step sizes, for the lift and for the arm
 
@@ -43,6 +43,7 @@ class Target:
     z: float
     top: float  # height of its upper end
     radius: float  # half its larger horizontal extent
+    depth: float  # from its centre to its side, on average
 
 
 def standing_points(
@@ -54,7 +55,7 @@ def standing_points(
     cells = np.argwhere(roomy)
     points = [(float(nav.xs[i]), float(nav.ys[j])) for i, j in cells]
     clear = [
-        _furniture_clear(nav.house, body, p, target) and _items_clear(body, p, target, others) for p in points
+        _passes_furniture(nav, body, p, target) and _passes_items(body, p, target, others) for p in points
     ]
     result = np.zeros_like(roomy)
     chosen = cells[np.array(clear, dtype=bool)] if any(clear) else cells[:0]
@@ -62,10 +63,12 @@ def standing_points(
     return result
 
 
-def _furniture_clear(house: House, body: Body, p: Point, target: Target) -> bool:
-    """Whether the arm passes over all furniture between p and the target."""
+def _passes_furniture(nav: NavigationMap, body: Body, p: Point, target: Target) -> bool:
+    """Whether the arm passes walls and furniture between p and the target."""
+    if not nav.in_sight(p, (target.x, target.y), body.arm_width):
+        return False
     bottom = target.z - body.arm_width
-    for piece in house.furniture:
+    for piece in nav.house.furniture:
         if piece.height < bottom:
             continue
         if _segment_in_rect(p, (target.x, target.y), piece, body.arm_width):
@@ -82,7 +85,7 @@ def _segment_in_rect(a: Point, b: Point, piece: Furniture, grow: float) -> bool:
     return False
 
 
-def _items_clear(body: Body, p: Point, target: Target, others: list[Target]) -> bool:
+def _passes_items(body: Body, p: Point, target: Target, others: list[Target]) -> bool:
     """Whether no other item stands in the arm's way from p to the target."""
     ux, uy = target.x - p[0], target.y - p[1]
     length = math.hypot(ux, uy) or 1e-9
@@ -108,10 +111,10 @@ def can_stand(body: Body, nav: NavigationMap, mask: NDArray[np.bool_], pose: Pos
 
 def steps_to(error: float, *, tolerance: float) -> tuple[int, int]:
     """Large and small arm steps (both signed) that take off a length error to within a tolerance."""
-    large = int(abs(error) / ARM_STEP_M + 0.35)
+    large = int(abs(error) / ARM_STEP_M + 0.5)
     sign = 1 if error > 0 else -1
     rest = error - sign * large * ARM_STEP_M
-    small = 0 if abs(rest) <= tolerance else round(rest / ARM_SMALL_STEP_M)
+    small = 0 if abs(rest) <= tolerance + 1e-6 else round(rest / ARM_SMALL_STEP_M)
     return sign * large, small
 
 

@@ -22,12 +22,15 @@ from rllib_vlm.sims.household.grasp import (
     side_bearing,
     standing_points,
 )
-from rllib_vlm.sims.household.planner import Pose, drive, turns
+from rllib_vlm.sims.household.planner import Point, Pose, drive, turns
 from rllib_vlm.sims.household.world import World
 
 STOWED_M = 0.03  # an arm extended less than this is stowed
 ALIGNED_DEG = 3.5
 LEVEL_M = 0.05  # heights that differ less need no lift
+REACHED_M = 0.05  # reaching errors below this need no correction
+BEFORE_M = 0.02  # the grasp centre stops this far before an item's side
+_AVOID_M = 0.25  # after a failed reach, try again at least this far away
 ABOVE_M = 0.02  # the gripper goes this far above an item's centre
 
 
@@ -46,6 +49,8 @@ class Manoeuvres:
         self.world, self.place, self.max_actions = world, place, max_actions
         self._fields: dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {}
         self._masks: dict[str, tuple[Target, NDArray[np.bool_]]] = {}
+        self._avoided: list[Point] = []  # where the arm was in the way of something
+        self._reached_from: tuple[float, ...] | None = None  # the robot's state at its last reach
 
     @property
     def pose(self) -> Pose:
@@ -105,7 +110,13 @@ class Manoeuvres:
             if not mask.any():
                 mask = standing_points(self.place.nav, self.place.body, target, []) & self.place.reachable
             self._masks[target.id] = kept = (target, mask)
-        return kept[1]
+        mask = kept[1].copy()
+        for x, y in self._avoided:
+            mask &= ~self.place.nav.within(x, y, 0.0, _AVOID_M)
+        if not mask.any():
+            self._avoided.clear()
+            return kept[1]
+        return mask
 
     def take(self, item_id: str, position: tuple[float, float, float]) -> Manoeuvre | None:
         """Goes to an item believed at `position`, takes it and stops; None where there is no way."""
@@ -114,16 +125,19 @@ class Manoeuvres:
             return Manoeuvre(("done",), "stop")
         if robot.held is not None:
             return Manoeuvre(("dropoff",), "drop")
-        if item_id in self.world.graspable():
+        if self.world.graspable()[:1] == (item_id,):
             return Manoeuvre(("pickup",), "grasp")
         target = self.target(item_id, position)
         mask = self.standing(target)
         if not can_stand(self.place.body, self.place.nav, mask, self.pose, target):
-            far = math.dist(self.pose.point, (target.x, target.y)) > 1.5
-            return self.stow() or self.go(
-                f"take {item_id}", mask, "go to target" if far else "approach",
+            distance = math.dist(self.pose.point, (target.x, target.y))
+            move = self.stow() or self.go(
+                f"take {item_id}", mask, "go to target" if distance > 1.5 else "approach",
                 lambda pose: can_stand(self.place.body, self.place.nav, mask, pose, target),
             )  # fmt: skip
+            # No nearer by driving, but near enough to try.
+            if move is not None or distance > self.place.body.gripper_max + target.depth:
+                return move
         return self._reach(target)
 
     def _reach(self, target: Target) -> Manoeuvre:
@@ -139,8 +153,19 @@ class Manoeuvres:
         if abs(rise) > LEVEL_M and (actions := arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)):
             return self._cut(actions, "raise" if rise > 0 else "lower")
         base = (robot.x, robot.y)
-        out = math.dist(base, (target.x, target.y)) - math.dist(base, robot.gripper[:2])
-        actions = arm_actions(out, "arm_out", "arm_in", tolerance=0.02)
-        if actions:
-            return self._cut(actions, "reach")
-        return Manoeuvre(("pickup",), "grasp")
+        goal = math.dist(base, (target.x, target.y)) - target.depth - BEFORE_M
+        out = goal - math.dist(base, robot.gripper[:2])
+        actions = arm_actions(out, "arm_out", "arm_in", tolerance=REACHED_M)
+        if not actions or self._is_blocked():
+            self._avoided.append(base)
+            return self.stow() or Manoeuvre(("move_back",), "stow")
+        return self._cut(actions, "reach")
+
+    def _is_blocked(self) -> bool:
+        """Whether the arm stands where it stood when it was last told to reach."""
+        robot = self.world.robot
+        now = (robot.x, robot.y, robot.yaw, robot.lift, robot.arm)
+        before, self._reached_from = self._reached_from, now
+        return before is not None and max(
+            abs(a - b) for a, b in zip(now, before, strict=True)
+        ) < ARM_STEP_M / 3

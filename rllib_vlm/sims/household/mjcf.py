@@ -37,7 +37,7 @@ def house_xml(house: House, *, navigation_pitch: float, manipulation_pitch: floa
       <map znear=".01" zfar="50"/>
     </visual>
     <statistic extent="1" center="0 0 1"/>
-    <default><geom friction=".9 .01 .002" solref=".02 1"/></default>
+    <default><geom friction=".9 .01 .002" solref=".02 1" solimp=".95 .99 .001"/></default>
     <worldbody>
       <light directional="true" dir=".35 .2 -1" diffuse=".3 .3 .3" ambient="0 0 0" specular="0 0 0" castshadow="false"/>
       {_rooms(house)}

@@ -178,9 +178,9 @@ class NavigationMap:
         """Whether a disc of this radius (default: the robot) can go straight from a to b."""
         return self._along(self._fine, a, b) >= (self.radius if radius is None else radius)
 
-    def in_sight(self, a: Point, b: Point) -> bool:
-        """Whether neither walls nor tall furniture stand between two points on the floor."""
-        return self._along(self._walls, a, b) > 0.01
+    def in_sight(self, a: Point, b: Point, margin: float = 0.01) -> bool:
+        """Whether neither walls nor tall furniture come within `margin` of the line between two points."""
+        return self._along(self._walls, a, b) > margin
 
     @staticmethod
     def _along(grid: Clearance, a: Point, b: Point) -> float:

@@ -24,8 +24,9 @@ PALM_REACH = 0.06  # the palm ends this far before the grasp centre
 _STAGES = 3  # telescoping parts
 
 HEAD_HEIGHT = 1.38
-_HEAD_Y = 0.13  # the mast stands on the side away from the arm
+_MAST_Y = 0.15  # the mast stands on the side away from the arm
 _WRIST_Y = -0.11  # of the retracted wrist
+_ARM_Z = 0.032  # the arm's axis above the grasp centre, so that it clears the table when taking flat things
 
 # Collision bits: (contype, conaffinity). Two geoms collide where one's type meets the other's affinity.
 STATIC_BITS, ROBOT_BITS, FINGER_BITS = (2, 0), (1, 6), (0, 2)
@@ -62,6 +63,10 @@ MOTIONS: dict[str, Motion] = {
 
 JOINTS = ("base_x", "base_y", "base_yaw", "lift", *(f"arm_{k}" for k in range(_STAGES)), "wrist")
 
+LARGE_STEP = {"drive": MOVE_M, "yaw": TURN_DEG, "lift": ARM_M, "arm": ARM_M, "wrist": WRIST_DEG}
+# Which of `JOINTS` a motion moves.
+JOINT_GROUPS = {"drive": [0, 1], "yaw": [2], "lift": [3], "arm": list(range(4, 4 + _STAGES)), "wrist": [-1]}
+
 
 def joint_targets(x: float, y: float, yaw_deg: float, lift: float, arm: float, wrist_deg: float) -> list[float]:
     """Joint positions (m, rad) in the order of `JOINTS`."""
@@ -71,7 +76,6 @@ def joint_targets(x: float, y: float, yaw_deg: float, lift: float, arm: float, w
 
 def robot_body(navigation_pitch: float, manipulation_pitch: float, fov: float) -> str:
     """The robot's `<body>`; pitches are degrees below the horizon."""
-    stage_reach = ARM_RANGE[1] / _STAGES
     solid = f'contype="{ROBOT_BITS[0]}" conaffinity="{ROBOT_BITS[1]}" group="2"'
     finger = f'contype="{FINGER_BITS[0]}" conaffinity="{FINGER_BITS[1]}" group="1"'
     seen = 'contype="0" conaffinity="0" group="1"'
@@ -79,9 +83,9 @@ def robot_body(navigation_pitch: float, manipulation_pitch: float, fov: float) -
     wrist = f"""
       <body name="wrist" pos="0 {_WRIST_Y} 0" gravcomp="1">
         <joint name="wrist" type="hinge" axis="0 0 1" damping=".1"/>
-        <geom name="palm" type="box" size=".035 .04 .018" pos="0 -.04 0" mass=".2" {solid} {dark}/>
-        <geom type="box" size=".006 .04 .012" pos=".042 -.115 0" mass=".02" {finger} {dark}/>
-        <geom type="box" size=".006 .04 .012" pos="-.042 -.115 0" mass=".02" {finger} {dark}/>
+        <geom name="palm" type="box" size=".035 .04 .016" pos="0 -.04 .018" mass=".2" {solid} {dark}/>
+        <geom type="box" size=".006 .04 .01" pos=".042 -.115 .008" mass=".02" {finger} {dark}/>
+        <geom type="box" size=".006 .04 .01" pos="-.042 -.115 .008" mass=".02" {finger} {dark}/>
         <site name="grasp" pos="0 {-(ARM_REACH + _WRIST_Y)} 0" size=".01" group="5"/>
       </body>"""
     arm = wrist
@@ -89,23 +93,23 @@ def robot_body(navigation_pitch: float, manipulation_pitch: float, fov: float) -
         half = 0.026 - 0.004 * k
         arm = f"""
       <body name="arm_{k}" gravcomp="1">
-        <joint name="arm_{k}" type="slide" axis="0 -1 0" damping="1"/>
-        <geom type="box" size="{half} .1 {half}" pos="0 -.01 0" mass=".3" {solid} {grey}/>{arm}
+        <joint name="arm_{k}" type="slide" axis="0 -1 0" damping="1" limited="true"
+               range="-.004 {ARM_RANGE[1] / _STAGES + 0.004}"/>
+        <geom type="box" size="{half} .1 {half}" pos="0 -.01 {_ARM_Z}" mass=".3" {solid} {grey}/>{arm}
       </body>"""
-    assert stage_reach < 0.2  # so that the parts overlap
     return f"""
     <body name="base" gravcomp="1">
       <joint name="base_x" type="slide" axis="1 0 0"/>
       <joint name="base_y" type="slide" axis="0 1 0"/>
       <joint name="base_yaw" type="hinge" axis="0 0 1"/>
       <geom name="base" type="cylinder" size="{BASE_RADIUS} .07" pos="0 0 .09" mass="18" {solid} {dark}/>
-      <geom type="box" size=".025 .025 .6" pos="0 {_HEAD_Y} .76" mass="1" {seen} {grey}/>
+      <geom type="box" size=".025 .025 .58" pos="0 {_MAST_Y} .74" mass="1" {seen} {grey}/>
       <camera name="navigation" pos=".05 0 {HEAD_HEIGHT}" xyaxes="{_axes(0.0, navigation_pitch)}" fovy="{fov}"/>
-      <camera name="manipulation" pos="0 {_HEAD_Y} {HEAD_HEIGHT}" xyaxes="{_axes(-90.0, manipulation_pitch)}"
+      <camera name="manipulation" pos="0 {_MAST_Y - 0.04} {HEAD_HEIGHT}" xyaxes="{_axes(-90.0, manipulation_pitch)}"
               fovy="{fov}"/>
       <body name="carriage" gravcomp="1">
         <joint name="lift" type="slide" axis="0 0 1"/>
-        <geom type="box" size=".03 .1 .03" pos="0 .02 0" mass=".8" {solid} {dark}/>{arm}
+        <geom type="box" size=".03 .1 .03" pos="0 .02 {_ARM_Z}" mass=".8" {solid} {dark}/>{arm}
       </body>
     </body>"""
 
@@ -120,7 +124,7 @@ def _axes(yaw_deg: float, pitch_deg: float) -> str:
 
 def robot_actuators() -> str:
     """Position servos: critically damped, with limited force, in the order of `JOINTS`."""
-    gains = {"base_x": (150000, 500), "base_y": (150000, 500), "base_yaw": (4000, 80), "lift": (20000, 150),
+    gains = {"base_x": (150000, 450), "base_y": (150000, 450), "base_yaw": (4000, 80), "lift": (20000, 150),
              "wrist": (20, 3)}  # fmt: skip
     lines = []
     for joint in JOINTS:

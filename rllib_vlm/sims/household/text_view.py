@@ -30,7 +30,7 @@ def distance_words(distance: float) -> str:
 
 
 def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
-    """What the robot feels: `lift 0.7 arm 0.2 holding nothing ok`.
+    """What the robot feels: `lift 70 arm 20 holding nothing ok` (centimetres).
 
     Args:
         robot: the robot's state.
@@ -38,15 +38,16 @@ def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
         failed: the last turn's actions that did not have their effect.
     """
     outcome = "failed " + " ".join(dict.fromkeys(failed)) if failed else "ok"
-    return f"lift {robot.lift:.2f} arm {robot.arm:.2f} holding {held} {outcome}"
+    return f"lift {round(100 * robot.lift)} arm {round(100 * robot.arm)} holding {held} {outcome}"
 
 
 def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int = MAX_LINES) -> str:
     """Everything visible in words, nearest first, then the proprioception line.
 
-    One line a thing: `red mug: right 92, 0.6 m, up 0.12, out 0.24`. Bearings are in degrees from
-    the heading (exact to 2 within `NEAR_M`, else to 6); `up` and `out` (items within `NEAR_M` on the
-    arm's side) say how far the gripper has to go, in metres.
+    One line a thing, as few tokens as it takes: `red mug right 92 6 up 12 out 24`. The bearing from
+    the heading is in degrees (exact to 2 within `NEAR_M`, else to 6), the distance in decimetres;
+    `up` and `out` (items within `NEAR_M` on the arm's side) say how far the gripper has to go, in
+    centimetres.
     """
     room = scene.room
     lines = [f"in the {room.type}" if room is not None else "in a doorway"]
@@ -61,9 +62,9 @@ def _line(seen: Sighting, robot: RobotState) -> str:
     step = 2 if near else 6
     angle = step * round(seen.bearing / step)
     side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
-    words = f"{seen.words}: {side} {abs(angle)}, {seen.distance:.1f} m"
+    words = f"{seen.words} {side} {abs(angle)} {round(10 * seen.distance)}"
     if near and seen.kind == "item" and -130.0 <= seen.bearing <= -50.0:
-        up = seen.z - robot.gripper[2]
-        out = seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])
-        words += f", {'up' if up >= 0 else 'down'} {abs(up):.2f}, {'out' if out >= 0 else 'in'} {abs(out):.2f}"
+        up = round(100 * (seen.z - robot.gripper[2]))
+        out = round(100 * (seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])))
+        words += f" {'up' if up >= 0 else 'down'} {abs(up)} {'out' if out >= 0 else 'in'} {abs(out)}"
     return words

@@ -1,0 +1,209 @@
+"""Whole algorithms on the frozen lake, for a few iterations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from ray import tune
+from tiny import tiny_config
+
+from rllib_vlm.algorithms.ppo import VLMPPO
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def weights(algorithm):
+    found = algorithm.learner_group.get_weights()["default_policy"]
+    return {name: np.array(value) for name, value in found.items()}  # copies: a local learner's change in place
+
+
+@pytest.mark.parametrize(("name", "runners"), [("ppo", 2), ("grpo", 1), ("sft", 1)])
+def test_two_iterations_move_the_weights_and_report_what_they_did(name, runners):
+    algorithm = tiny_config(name).env_runners(num_env_runners=runners).build_algo()
+    try:
+        before = weights(algorithm)
+        results = [algorithm.train() for _ in range(2)]
+        after = weights(algorithm)
+    finally:
+        algorithm.stop()
+    if name != "grpo":  # groups without spread teach nothing, and a random policy has few others
+        assert any(not np.array_equal(before[k], after[k]) for k in before)
+    for result in results:
+        sampled = result["env_runners"]
+        learned = result["learners"]["default_policy"]
+        assert sampled["num_episodes"] == (6 if name == "sft" else 8)
+        assert 0.0 <= sampled["success_rate"] <= 1.0
+        assert sampled["num_simulator_crashes"] == 0
+        assert math.isfinite(learned["grad_norm"])
+        assert learned["num_skipped_steps"] == 0
+        if name == "ppo":
+            assert learned["log_ratio_max"] < 1e-3
+            assert {"policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"} <= set(learned)
+            assert sampled["policy_lag"] == 0
+    assert results[-1]["phase"] == ("finished" if name == "sft" else "rl")
+    assert results[-1]["done"] == (name == "sft")
+    if name == "sft":
+        assert results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
+
+
+def test_warm_start_then_rl_with_evaluations_before_and_after():
+    config = tiny_config("ppo").warm_start(updates=1, episodes_per_update=4).training(total_updates=2)
+    algorithm = config.evaluation(
+        evaluation_duration=7, evaluation_at=("warm_start_end", "final")
+    ).build_algo()
+    try:
+        results = [algorithm.train() for _ in range(3)]
+        evaluations = dict(algorithm.run_state.evaluations)
+    finally:
+        algorithm.stop()
+    assert [r["phase"] for r in results] == ["rl", "rl", "finished"]
+    assert [r.get("evaluation", {}).get("at") for r in results] == ["warm_start_end", None, "final"]
+    assert [r["done"] for r in results] == [False, False, True]
+    assert set(evaluations) == {"warm_start_end", "final"}
+    for record in evaluations.values():
+        assert record["num_episodes"] == 7
+        assert record["interval_low"] <= record["success_rate"] <= record["interval_high"]
+        assert "spl" in record["sim"]
+    assert results[0]["learners"]["default_policy"]["imitation_loss"] > 0
+    assert "imitation_loss" not in results[2]["learners"]["default_policy"]
+
+
+def test_dagger_demonstrations_and_a_vision_policy():
+    config = tiny_config("sft", observation="vision").warm_start(policy_share=0.5, mixing="episode")
+    algorithm = config.build_algo()
+    try:
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    assert result["env_runners"]["num_generated_tokens"] > 0
+    assert result["learners"]["default_policy"]["imitation_loss"] > 0
+
+
+def test_a_checkpoint_restores_weights_counters_and_tasks(tmp_path):
+    config = tiny_config("ppo").env_runners(num_env_runners=1).warm_start(updates=1, episodes_per_update=4)
+    algorithm = config.build_algo()
+    try:
+        for _ in range(2):
+            algorithm.train()
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        saved, state = weights(algorithm), algorithm.run_state.to_dict()
+        optimizer = algorithm.learner_group.get_state()["learner"]["optimizer"]
+    finally:
+        algorithm.stop()
+    restored = VLMPPO.from_checkpoint(tmp_path / "checkpoint")
+    try:
+        again = weights(restored)
+        assert set(again) == set(saved)
+        for name in saved:
+            np.testing.assert_array_equal(again[name], saved[name])
+        assert restored.run_state.to_dict() == state
+        assert restored.iteration == 2
+        moments = restored.learner_group.get_state()["learner"]["optimizer"]
+        for name, value in optimizer.items():
+            for key, buffers in value["state"]["state"].items():
+                for buffer, expected in buffers.items():
+                    np.testing.assert_array_equal(moments[name]["state"]["state"][key][buffer], expected)
+        record = restored.evaluate()
+        assert record["num_episodes"] == 5
+        result = restored.train()
+        assert result["num_updates"] == state["updates"] + 1
+        assert result["learners"]["default_policy"]["log_ratio_max"] < 1e-3
+    finally:
+        restored.stop()
+
+
+def test_the_model_part_of_a_checkpoint_opens_in_plain_transformers(tmp_path):
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    algorithm = tiny_config("ppo").build_algo()
+    try:
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        saved = weights(algorithm)
+    finally:
+        algorithm.stop()
+    (folder,) = tmp_path.glob("checkpoint/learner_group/**/hf")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), saved[f"model.{name}"])
+    assert AutoTokenizer.from_pretrained(folder)("left")["input_ids"]
+
+
+def test_tune_expands_a_grid_over_our_algorithm(tmp_path):
+    config = tiny_config("ppo").env_runners(num_env_runners=1)
+    config.training(lr=tune.grid_search([1e-3, 1e-4]))
+    tuner = tune.Tuner(
+        VLMPPO,
+        param_space=config,
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 1},
+            storage_path=str(tmp_path),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        ),
+    )
+    results = tuner.fit()
+    assert not results.errors
+    rates = sorted(r.metrics["learners"]["default_policy"]["lr"] for r in results)
+    assert rates == [1e-4, 1e-3]
+    assert all(r.checkpoint is not None for r in results)
+
+
+def test_a_curriculum_reaches_the_simulators():
+    config = tiny_config("ppo").env_runners(num_env_runners=1)
+    config.simulation(curriculum={"start": 0.0, "end": 1.0, "updates": 2})
+    algorithm = config.build_algo()
+    try:
+        levels = [algorithm.train()["curriculum_level"] for _ in range(2)]
+        (seen,) = algorithm.env_runner_group.foreach_env_runner(lambda r: r.level, local_env_runner=False)
+    finally:
+        algorithm.stop()
+    assert levels == [0.5, 1.0]
+    assert seen == 0.5  # the second update was sampled at the level the first had reached
+
+
+def test_an_env_runner_that_dies_has_its_tasks_played_by_the_others():
+    config = tiny_config("ppo").env_runners(num_env_runners=2)
+    algorithm = config.build_algo()
+    try:
+        algorithm.train()
+        first = algorithm.env_runner_group._worker_manager._actors[1]  # noqa: SLF001
+        import ray
+
+        ray.kill(first, no_restart=False)
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    assert result["env_runners"]["num_episodes"] >= 8
+    assert result["num_updates"] == 2
+
+
+def test_evaluation_with_runners_of_its_own():
+    config = tiny_config("ppo").env_runners(num_env_runners=1)
+    config.evaluation(evaluation_interval=1, evaluation_num_env_runners=1, evaluation_duration=5)
+    algorithm = config.build_algo()
+    try:
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    assert result["evaluation"]["num_episodes"] == 5
+    assert result["evaluation"]["at"] == "interval"
+
+
+def test_demonstrations_from_disk(tmp_path):
+    from rllib_vlm.data.demos import collect
+    from rllib_vlm.sims.frozen_lake import FrozenLake
+
+    lake = {"size": 3, "observation": "text", "max_steps": 4, "image_size": 28}
+    collect(lambda: FrozenLake(**lake), tmp_path / "demos", simulator="frozen_lake", episodes=5)
+    config = tiny_config("sft").env_runners(num_env_runners=1)
+    config.warm_start(updates=2, episodes_per_update=4, demonstrations=str(tmp_path / "demos"))
+    algorithm = config.build_algo()
+    try:
+        results = [algorithm.train() for _ in range(2)]
+        cursor = algorithm.run_state.demonstration_cursor
+    finally:
+        algorithm.stop()
+    assert cursor == 8
+    assert results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
