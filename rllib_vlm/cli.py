@@ -161,10 +161,11 @@ def evaluate(
     folder = runner.find_checkpoint(checkpoint)
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
     metrics = evaluate_checkpoint(folder, episodes=episodes, split=split, overrides=overrides or ())
-    table = Table("metric", "value", title=str(folder))
+    table = Table("metric", "value")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+    typer.echo(f"checkpoint: {folder}")
     text = json.dumps({"checkpoint": str(folder), **metrics})
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,10 @@ ALGORITHMS = {
     "VLMSFT": "rllib_vlm.algorithms.sft:VLMSFT",
 }
 
+CALLBACKS = {
+    "report": "rllib_vlm.callbacks.report:Report",
+}
+
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,
     "models": MODELS,
@@ -60,6 +64,7 @@ TABLES: dict[str, dict[str, str]] = {
     "parsers": PARSERS,
     "histories": HISTORIES,
     "algorithms": ALGORITHMS,
+    "callbacks": CALLBACKS,
 }
 
 # Optional dependency -> the extra that brings it, for the error's way out.

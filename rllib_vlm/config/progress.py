@@ -69,22 +69,19 @@ class ProgressLines(Callback):
 
 
 class KeepFiles(Callback):
-    """Moves what trials wrote last into their folders, where both lie on this machine.
+    """Moves what was written last into the trials' folders, where all lie on this machine.
 
-    Ray copies a trial's own files (`SyncConfig.sync_artifacts`) now and then and with every checkpoint;
-    what is written after that, such as `results.json`, would stay in Ray's temporary folder.
+    Ray copies a trial's own files (`SyncConfig.sync_artifacts`) now and then and with every checkpoint, and
+    loggers' files with its own; what is written after that, such as `results.json` or the end of an offline
+    tracker's run, would stay in Ray's temporary folder. Comes after the loggers, which close theirs first.
     """
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         for trial in trials:
-            source, target = Path(trial.storage.trial_working_directory), Path(trial.storage.trial_fs_path)
-            if not source.is_dir() or not target.is_dir():
-                continue
-            for file in source.rglob("*"):
-                copy = target / file.relative_to(source)
-                if file.is_file() and not (copy.exists() and copy.stat().st_mtime >= file.stat().st_mtime):
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(file, copy)
+            target = Path(trial.storage.trial_fs_path)
+            for source in (trial.storage.trial_working_directory, trial.storage.trial_driver_staging_path):
+                if target.is_dir() and Path(source).is_dir():
+                    _copy_newer(Path(source), target)
 
 
 class MetricStopper(Stopper):
@@ -115,6 +112,14 @@ class MetricStopper(Stopper):
 
     def stop_all(self) -> bool:
         return False
+
+
+def _copy_newer(source: Path, target: Path) -> None:
+    for file in source.rglob("*"):
+        copy = target / file.relative_to(source)
+        if file.is_file() and not (copy.exists() and copy.stat().st_mtime >= file.stat().st_mtime):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
 
 
 def _cell(value: Any, form: str) -> str:

@@ -25,6 +25,7 @@ def quiet() -> None:
     # Tune's newer terminal output prints a box and Ray's temporary paths even when asked to be silent.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -196,7 +196,7 @@ def _new(experiment: Experiment, storage: str | Path, name: str | None) -> tuple
             checkpoint_config=tune.CheckpointConfig(**experiment.checkpoints.model_dump()),
             failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
             sync_config=tune.SyncConfig(sync_artifacts=True, sync_period=60),
-            callbacks=[ProgressLines(several_trials=several), KeepFiles(), *experiment.loggers],
+            callbacks=[ProgressLines(several_trials=several), *experiment.loggers, KeepFiles()],
             verbose=0,
         ),
     )

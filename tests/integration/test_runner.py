@@ -137,7 +137,7 @@ tracked:
   env: CartPole-v1
   stop: {{training_iteration: 1}}
   loggers:
-    - wandb: {{project: houses}}
+    - wandb: {{project: houses, mode: offline}}
     - mlflow: {{tracking_uri: "file:{tmp_path}/mlruns", experiment_name: houses}}
   config:
 {SMALL}"""

@@ -59,7 +59,11 @@ class EmbeddedWorld:
         self.camera_size = camera_size
         self.grasp_radius = grasp_radius
         self.payload = payload
-        self._optics = {"navigation_pitch": navigation_pitch, "manipulation_pitch": manipulation_pitch, "fov": fov}
+        self._optics = {
+            "navigation_pitch": navigation_pitch,
+            "manipulation_pitch": manipulation_pitch,
+            "fov": fov,
+        }
         self._models: OrderedDict[House, _Compiled] = OrderedDict()
         self._now: _Compiled | None = None
         self._held: str | None = None
@@ -75,7 +79,7 @@ class EmbeddedWorld:
         self._now = self._models[house]
         self._now.reset()
         self._held = None
-        self.place(x, y, yaw, **rb.STOWED)
+        self.place(x, y, yaw, *rb.STOWED)
         for _ in range(3):
             mujoco.mj_step(self._now.model, self._now.data)
         self.place(x, y, yaw)
@@ -291,7 +295,8 @@ class _Compiled:
         self.wrist = int(m.body("wrist").id)
         self.camera_ids = {name: int(m.camera(name).id) for name in _CAMERAS}
         self.items = [i.id for i in house.items]
-        self._bodies = {p.id: int(m.body(p.id).id) for p in (*house.furniture, *house.items)}
+        names = [*(f.id for f in house.furniture), *self.items]
+        self._bodies = {name: int(m.body(name).id) for name in names}
         self.item_bodies = np.array([self._bodies[i] for i in self.items], dtype=np.int64)
         self.item_halves = np.array([i.size for i in house.items], dtype=np.float64).reshape(-1, 3) / 2
         self.item_dofs: dict[str, NDArray[np.int64]] = {}
@@ -319,7 +324,9 @@ class _Compiled:
 
     def require_item(self, id: str) -> None:
         if not self.pickupable.get(id, False):
-            raise UnknownNameError("what the gripper can hold", id, [i for i, p in self.pickupable.items() if p])
+            raise UnknownNameError(
+                "what the gripper can hold", id, [i for i, p in self.pickupable.items() if p]
+            )
 
     def goal(self, start: NDArray[np.float64], motion: rb.Motion) -> NDArray[np.float64]:
         """Joint targets of a motion, within the joints' ranges."""
@@ -357,14 +364,15 @@ class _Compiled:
         place, turn = np.empty(3), np.empty(4)
         mujoco.mju_rotVecQuat(place, d.xpos[body] - d.xpos[self.wrist], inverse)
         mujoco.mju_mulQuat(turn, inverse, d.xquat[body])
-        weld = self.model.equality(item)
+        weld: Any = self.model.equality(item)
         weld.data[0:3] = 0.0
         weld.data[3:6], weld.data[6:10] = place, turn
         d.eq_active[int(weld.id)] = 1
         self._set_bits(item, rb.HELD_BITS)
 
     def release(self, item: str) -> None:
-        self.data.eq_active[int(self.model.equality(item).id)] = 0
+        weld: Any = self.model.equality(item)
+        self.data.eq_active[int(weld.id)] = 0
         self._set_bits(item, rb.ITEM_BITS)
 
     def _set_bits(self, item: str, bits: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
 from rllib_vlm.sims.household.manoeuvres import Manoeuvre, Manoeuvres
 from rllib_vlm.sims.household.memory import Memory
 from rllib_vlm.sims.household.phrases import observed, predicted, reasoned
-from rllib_vlm.sims.household.planner import Point
+from rllib_vlm.sims.household.planner import Point, Pose
 from rllib_vlm.sims.household.tasks import GRASPING, named_receptacles
 from rllib_vlm.sims.household.world import Room
 from rllib_vlm.types import Demonstration
@@ -88,9 +88,8 @@ class HouseholdExpert:
         """Drives into a room."""
         mask = self.nav.mask(room, ROOM_MARGIN_M) & self.place.reachable
 
-        def inside(pose: object) -> bool:
-            x, y = pose.point  # type: ignore[attr-defined]
-            m = ROOM_MARGIN_M
+        def inside(at: Pose) -> bool:
+            x, y, m = at.x, at.y, ROOM_MARGIN_M
             return room.x0 + m <= x <= room.x1 - m and room.y0 + m <= y <= room.y1 - m
 
         return self.moves.stow() or self.moves.go(f"room {room.id}", mask, subgoal, inside)
@@ -111,9 +110,8 @@ class HouseholdExpert:
             self._looked_from.clear()
             return None
 
-        def arrived(pose: object) -> bool:
-            i, j = self.nav.cell(*pose.point)  # type: ignore[attr-defined]
-            return bool(mask[i, j])
+        def arrived(at: Pose) -> bool:
+            return bool(mask[self.nav.cell(at.x, at.y)])
 
         return (
             self.moves.go(f"view {item_id}", mask, "go to target", arrived)

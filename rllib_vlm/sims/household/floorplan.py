@@ -82,11 +82,10 @@ def plan_doors(rng: np.random.Generator, rooms: tuple[Room, ...]) -> tuple[Door,
     doors: list[Door] = []
     for k in rng.permutation(len(candidates)):
         door = candidates[int(k)]
-        a, b = (group[r] for r in door.rooms)
-        extra = a == b
-        if extra and rng.random() > 0.35:
+        kept, joined = (group[r] for r in door.rooms)
+        if kept == joined and rng.random() > 0.35:
             continue
-        group = {r: (a if g == b else g) for r, g in group.items()}
+        group = {r: (kept if g == joined else g) for r, g in group.items()}
         doors.append(door)
     return tuple(doors) if len(set(group.values())) == 1 else None
 

@@ -104,7 +104,9 @@ class _RoomBuilder:
             x = {90.0: x0 + gap, -90.0: x1 - gap}.get(yaw, x)
             y = {0.0: y1 - gap, 180.0: y0 + gap}.get(yaw, y)
         color = str(rng.choice(sorted(FURNITURE_COLORS)))
-        return Furniture(name, type_, self.room.id, round(x, 3), round(y, 3), yaw, w, d, h, color, kind.receptacle)
+        return Furniture(
+            name, type_, self.room.id, round(x, 3), round(y, 3), yaw, w, d, h, color, kind.receptacle
+        )
 
     def _fits(self, rect: Rect) -> bool:
         taken = [*self.zones, *(_grown(footprint(p), 0.05) for p in self.pieces)]
@@ -229,7 +231,11 @@ def place_items(
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     reachable = labels == int(sizes.argmax())
-    sides = {p.id: [s for s in open_sides(p, grid, reachable) if s.length > 0.15] for p in furniture if p.receptacle}
+    sides = {
+        p.id: [s for s in open_sides(p, grid, reachable) if s.length > 0.15]
+        for p in furniture
+        if p.receptacle
+    }
     receptacles = [p for p in furniture if sides.get(p.id)]
     placed: list[_Placed] = []
     for type_, color in draw_names(rng, count):
@@ -254,7 +260,12 @@ class _Placed:
 
 
 def _place_on(
-    rng: np.random.Generator, piece: Furniture, sides: list[Side], type_: str, color: str, placed: list[_Placed]
+    rng: np.random.Generator,
+    piece: Furniture,
+    sides: list[Side],
+    type_: str,
+    color: str,
+    placed: list[_Placed],
 ) -> _Placed | None:
     kind = ITEMS[type_]
     for _ in range(12):
@@ -269,8 +280,9 @@ def _place_on(
         x = side.start[0] + side.along[0] * s + side.inward[0] * into
         y = side.start[1] + side.along[1] * s + side.inward[1] * into
         yaw = round(float(rng.uniform(-180.0, 180.0)), 1)
-        item = Item(f"{color}_{type_.replace(' ', '_')}", type_, color, piece.id, round(float(x), 4), round(float(y), 4),
-                    round(piece.height + h / 2, 4), yaw, (w, d, h), kind.pickupable)  # fmt: skip
+        name = f"{color}_{type_.replace(' ', '_')}"
+        x, y, z = round(float(x), 4), round(float(y), 4), round(piece.height + h / 2, 4)
+        item = Item(name, type_, color, piece.id, x, y, z, yaw, (w, d, h), kind.pickupable)
         new = _Placed(item, radius, side)
         x0, y0, x1, y1 = _grown(footprint(piece), -radius - 0.01)
         inside = x0 <= x <= x1 and y0 <= y <= y1

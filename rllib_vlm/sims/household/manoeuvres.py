@@ -149,20 +149,23 @@ class Manoeuvres:
             if abs(error) > 10.0 and (stow := self.stow()) is not None:
                 return stow
             return self._cut(rotations, "align")
+        blocked = self._is_blocked()
         rise = target.z + ABOVE_M - robot.gripper[2]
-        if abs(rise) > LEVEL_M and (actions := arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)):
-            return self._cut(actions, "raise" if rise > 0 else "lower")
+        lift = arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)
+        if lift and not blocked:
+            return self._cut(lift, "raise" if rise > 0 else "lower")
         base = (robot.x, robot.y)
         goal = math.dist(base, (target.x, target.y)) - target.depth - BEFORE_M
-        out = goal - math.dist(base, robot.gripper[:2])
-        actions = arm_actions(out, "arm_out", "arm_in", tolerance=REACHED_M)
-        if not actions or self._is_blocked():
+        out = arm_actions(
+            goal - math.dist(base, robot.gripper[:2]), "arm_out", "arm_in", tolerance=REACHED_M
+        )
+        if not out or blocked:
             self._avoided.append(base)
             return self.stow() or Manoeuvre(("move_back",), "stow")
-        return self._cut(actions, "reach")
+        return self._cut(out, "reach")
 
     def _is_blocked(self) -> bool:
-        """Whether the arm stands where it stood when it was last told to reach."""
+        """Whether the arm stands where it stood when it was last told to rise, sink or reach."""
         robot = self.world.robot
         now = (robot.x, robot.y, robot.yaw, robot.lift, robot.arm)
         before, self._reached_from = self._reached_from, now

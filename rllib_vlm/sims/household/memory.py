@@ -27,6 +27,7 @@ class Memory:
     entered: set[str] = field(default_factory=set)  # rooms
     sectors: dict[str, set[int]] = field(default_factory=dict)  # per room, headings looked along
     looked_from: list[Point] = field(default_factory=list)  # where named receptacles were looked at from near
+    stood: list[Point] = field(default_factory=list)  # where it has looked around in vain
     now: dict[str, Sighting] = field(default_factory=dict)  # everything relevant that is visible now
 
     def update(self, scene: Scene) -> None:
@@ -73,7 +74,6 @@ class Memory:
         door = next(d for d in self.house.doors if d.id == door_id)
         return tuple(r for r in door.rooms if r not in self.entered)
 
-    def forget(self) -> None:
-        """Starts the search afresh: looks again where it has looked before."""
+    def look_again(self) -> None:
+        """Forgets in which directions it has looked: they are to be looked along from another place."""
         self.sectors.clear()
-        self.looked_from.clear()

@@ -7,7 +7,15 @@ parts, 3 invisible collision shapes. Furniture that stands on legs is solid down
 
 from __future__ import annotations
 
-from rllib_vlm.sims.household.catalogue import FURNITURE_COLORS, ITEM_COLORS, ITEMS, PART_COLORS, RGB, ROOMS, Part
+from rllib_vlm.sims.household.catalogue import (
+    FURNITURE_COLORS,
+    ITEM_COLORS,
+    ITEMS,
+    PART_COLORS,
+    RGB,
+    ROOMS,
+    Part,
+)
 from rllib_vlm.sims.household.floorplan import room_walls
 from rllib_vlm.sims.household.robot import ITEM_BITS, STATIC_BITS, robot_actuators, robot_body
 from rllib_vlm.sims.household.shapes import furniture_parts
@@ -65,7 +73,9 @@ def _rooms(house: House) -> str:
         for x0, y0, x1, y1 in room_walls(room, house.doors):
             size = f"{(x1 - x0) / 2:.4f} {(y1 - y0) / 2:.4f} {WALL_HEIGHT / 2}"
             pos = f"{(x0 + x1) / 2:.4f} {(y0 + y1) / 2:.4f} {WALL_HEIGHT / 2}"
-            geoms.append(f'<geom type="box" size="{size}" pos="{pos}" {_SOLID} group="0" {_rgba(kind.wall)}/>')
+            geoms.append(
+                f'<geom type="box" size="{size}" pos="{pos}" {_SOLID} group="0" {_rgba(kind.wall)}/>'
+            )
     return "\n      ".join(geoms)
 
 
@@ -80,7 +90,9 @@ def _furniture(piece: Furniture) -> str:
         shape = block + "".join(_part(p, own, _DECORATION) for p in parts)
     else:
         shape = "".join(_part(p, own, f'{_SOLID} group="0"') for p in parts)
-    return f'<body name="{piece.id}" pos="{piece.x} {piece.y} 0" euler="0 0 {piece.yaw}">{shape}</body>\n      '
+    return (
+        f'<body name="{piece.id}" pos="{piece.x} {piece.y} 0" euler="0 0 {piece.yaw}">{shape}</body>\n      '
+    )
 
 
 def _item(item: Item) -> str:
@@ -105,7 +117,7 @@ def _part(part: Part, own: RGB, attributes: str, scale: float = 1.0, dz: float =
     x, y, z = (v * scale for v in part.pos)
     turn = "" if part.euler == (0.0, 0.0, 0.0) else f'euler="{part.euler[0]} {part.euler[1]} {part.euler[2]}"'
     color = own if part.color == "own" else PART_COLORS[part.color]
-    mass = 'mass="0"' if "contype=\"0\"" in attributes else ""
+    mass = 'mass="0"' if attributes == _DECORATION else ""
     return (
         f'<geom type="{part.shape}" size="{size}" pos="{x:.5f} {y:.5f} {z + dz:.5f}" {turn} {mass} '
         f"{attributes} {_rgba(color)}/>"

@@ -21,6 +21,7 @@ PREDICTIONS = {
     "look at place": "{place} ahead",
     "look": "{thing} ahead",
     "go to door": "door nearer",
+    "go on": "new view",
     "go to room": "{room} nearer",
     "mark": "room marked",
     "stop": "task over",
@@ -63,7 +64,8 @@ def reasoned(subgoal: str, task: Task) -> str:
         "look at place": f"look at {task.receptacle}",
         "go to target": f"go to {task.thing}",
         "look": f"look at {task.thing}",
-        "go to room": f"go to {task.room}" if task.room else "go to next room",
+        "go on": "new view",
+    "go to room": f"go to {task.room}" if task.room else "go to next room",
     }
     return words.get(subgoal, subgoal)
 

@@ -49,7 +49,9 @@ def _egl_devices() -> int:
     address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
     if not address:
         return 0
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(
+        address
+    )
     count = ctypes.c_int(0)
     return count.value if query(0, None, ctypes.byref(count)) else 0
 
@@ -64,42 +66,44 @@ def _loads(*names: str) -> bool:
     return False
 
 
-def _gl_context(width: int, height: int) -> Any:
-    backend = choose_backend()
+def _gl_context(backend: str, width: int, height: int) -> Any:
+    """A context of this backend, current in this thread."""
     os.environ.setdefault("MUJOCO_GL", backend)
     os.environ.setdefault("LP_NUM_THREADS", "1")  # llvmpipe: small pictures gain nothing from threads
-    try:
-        if backend == "egl":
-            from mujoco.egl import GLContext
-        elif backend == "osmesa":
-            from mujoco.osmesa import GLContext
-        else:
-            from mujoco import GLContext
-        return GLContext(width, height)
-    except Exception as error:
-        raise SimulatorError(
-            f"OpenGL backend {backend!r} (environment variable MUJOCO_GL) does not start: "
-            f"{type(error).__name__}: {error}. Run: {_INSTALL}, or unset MUJOCO_GL."
-        ) from error
+    if backend == "egl":
+        from mujoco.egl import GLContext
+    elif backend == "osmesa":
+        from mujoco.osmesa import GLContext
+    else:
+        from mujoco import GLContext
+    context = GLContext(width, height)
+    context.make_current()
+    return context
 
 
 class Canvas:
     """Draws MuJoCo models off-screen at one size: flat colours, no shadows, no anti-aliasing."""
 
     def __init__(self, width: int, height: int) -> None:
+        backend = choose_backend()
         self.width, self.height = width, height
-        self._gl = _gl_context(width, height)
-        import mujoco
+        try:
+            import mujoco
 
+            self._gl = _gl_context(backend, width, height)
+            model = mujoco.MjModel.from_xml_string(
+                f'<mujoco><visual><global offwidth="{width}" offheight="{height}"/>'
+                '<quality shadowsize="0" offsamples="0" numslices="16" numstacks="8" numquads="1"/></visual>'
+                '<worldbody><geom size="1"/></worldbody></mujoco>'
+            )
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        except Exception as error:  # every backend fails in its own way
+            raise SimulatorError(
+                f"OpenGL backend {backend!r} (environment variable MUJOCO_GL) does not start: "
+                f"{type(error).__name__}: {error}. Run: {_INSTALL}; or unset MUJOCO_GL."
+            ) from error
         self._mj = mujoco
-        self._gl.make_current()
-        model = mujoco.MjModel.from_xml_string(
-            f'<mujoco><visual><global offwidth="{width}" offheight="{height}"/>'
-            '<quality shadowsize="0" offsamples="0" numslices="16" numstacks="8" numquads="1"/></visual>'
-            '<worldbody><geom size="1"/></worldbody></mujoco>'
-        )
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         flags = self._scene.flags
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
@@ -114,7 +118,7 @@ class Canvas:
         """One [height, width, 3] picture per camera id."""
         mj = self._mj
         self._gl.make_current()
-        pictures = []
+        pictures: list[Image] = []
         for camera in cameras:
             self._camera.fixedcamid = camera
             if not pictures:

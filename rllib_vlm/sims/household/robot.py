@@ -18,7 +18,7 @@ STOWED_RADIUS = 0.29  # the fingertips, above most furniture
 LIFT_RANGE = (0.2, 1.1)  # m, height of the grasp centre
 ARM_RANGE = (0.0, 0.5)  # m of extension
 WRIST_RANGE = (-100.0, 75.0)  # deg; Stretch's bounds
-STOWED = {"lift": 0.7, "arm": 0.0, "wrist": 0.0}
+STOWED = (0.7, 0.0, 0.0)  # lift, arm, wrist
 ARM_REACH = 0.25  # from the base's centre to the grasp centre, arm retracted
 PALM_REACH = 0.06  # the palm ends this far before the grasp centre
 _STAGES = 3  # telescoping parts
@@ -68,7 +68,9 @@ LARGE_STEP = {"drive": MOVE_M, "yaw": TURN_DEG, "lift": ARM_M, "arm": ARM_M, "wr
 JOINT_GROUPS = {"drive": [0, 1], "yaw": [2], "lift": [3], "arm": list(range(4, 4 + _STAGES)), "wrist": [-1]}
 
 
-def joint_targets(x: float, y: float, yaw_deg: float, lift: float, arm: float, wrist_deg: float) -> list[float]:
+def joint_targets(
+    x: float, y: float, yaw_deg: float, lift: float, arm: float, wrist_deg: float
+) -> list[float]:
     """Joint positions (m, rad) in the order of `JOINTS`."""
     stages = [arm / _STAGES] * _STAGES
     return [x, y, math.radians(yaw_deg), lift, *stages, math.radians(wrist_deg)]

@@ -20,12 +20,14 @@ from rllib_vlm.sims.household.episode import ROOM_MARGIN_M
 from rllib_vlm.sims.household.expert import HouseholdExpert
 from rllib_vlm.sims.household.floorplan import footprint
 from rllib_vlm.sims.household.manoeuvres import Manoeuvre
+from rllib_vlm.sims.household.planner import Point, Pose
 from rllib_vlm.sims.household.scene import Sighting
 from rllib_vlm.sims.household.tasks import GRASPING
 from rllib_vlm.sims.household.world import Furniture, Room
 
 LOOK_TURN = ("rotate_left", "rotate_left", "rotate_left")
 VANTAGE_M = (0.25, 1.0)  # from a receptacle's edge: where the things on it can be told apart
+_ELSEWHERE_M = 1.2  # another place to look around from is at least this far away
 _ASIDE_M = 0.8  # another look from at least this far away
 
 
@@ -35,6 +37,7 @@ class SearchExpert(HouseholdExpert):
     def _start(self) -> None:
         super()._start()
         self._committed: str | None = None  # the room it is on its way to
+        self._spot: Point | None = None  # the place it is on its way to, to look around there
 
     def decide(self) -> Manoeuvre | None:
         if self.task.name == "RoomVisit":
@@ -81,9 +84,8 @@ class SearchExpert(HouseholdExpert):
         if not mask.any():
             return None
 
-        def arrived(at: object) -> bool:
-            i, j = self.nav.cell(*at.point)  # type: ignore[attr-defined]
-            return bool(mask[i, j])
+        def arrived(at: Pose) -> bool:
+            return bool(mask[self.nav.cell(at.x, at.y)])
 
         return (
             self.moves.stow()
@@ -108,6 +110,10 @@ class SearchExpert(HouseholdExpert):
         room = self.env.scene.room
         if room is None:
             return Manoeuvre(("move_ahead",), "search")
+        if self._spot is not None:
+            move = self._go_to_spot(self._spot)
+            if move is not None:
+                return move
         if self._committed is not None:
             move = self._go_on(room)
             if move is not None:
@@ -120,9 +126,32 @@ class SearchExpert(HouseholdExpert):
         if not self.memory.looked_around(room.id):
             return self._turn()
         if not candidates:
-            self.memory.forget()
-            return self._turn()
+            return self._stand_elsewhere(room)
         return self._through(min(candidates, key=self._preference))
+
+    def _stand_elsewhere(self, room: Room) -> Manoeuvre | None:
+        """Looks around again from a place well away from those where that was in vain."""
+        pose, memory = self.moves.pose, self.memory
+        memory.stood.append(pose.point)
+        mask = np.zeros_like(self.place.reachable)
+        for known in self.episode.house.rooms:
+            if known.id in memory.entered:
+                mask |= self.nav.mask(known, ROOM_MARGIN_M)
+        mask &= self.place.reachable
+        for x, y in memory.stood:
+            mask &= ~self.nav.within(x, y, 0.0, _ELSEWHERE_M)
+        if not mask.any():
+            memory.stood.clear()
+            memory.look_again()
+            return self._turn()
+
+        def arrived(at: Pose) -> bool:
+            return bool(mask[self.nav.cell(at.x, at.y)])
+
+        field = self.moves.field("elsewhere", mask)
+        way = self.nav.descend(field, *pose.point)
+        self._spot = way[-1] if way else None
+        return self.moves.stow() or self.moves.go("elsewhere", mask, "go on", arrived)
 
     def _preference(self, door: Sighting) -> tuple[bool, float, str]:
         """Doors that are visible now first, then the nearest."""
@@ -146,6 +175,18 @@ class SearchExpert(HouseholdExpert):
         move = self.enter(self._room(self._committed), "go to door")
         if move is None or (room.id == self._committed and self._inside(room)):
             self._committed = None
+            return None
+        return move
+
+    def _go_to_spot(self, spot: Point) -> Manoeuvre | None:
+        """Goes on to the place where it will look around again."""
+        mask = self.nav.within(*spot, 0.0, 0.25) & self.place.reachable
+        move = self.moves.stow() or self.moves.go(
+            "spot", mask, "go on", lambda at: math.dist(at.point, spot) <= 0.25
+        )
+        if move is None or any(self.memory.behind(d) for d in self.memory.doors):
+            self._spot = None
+            self.memory.look_again()
             return None
         return move
 

@@ -41,9 +41,9 @@ def _side_table(f: Furniture) -> list[Part]:
 
 def _desk(f: Furniture) -> list[Part]:
     w, d, h = f.width / 2, f.depth / 2, f.height
+    drawers = [_box(w - 0.3, w - 0.05, -d + 0.01, -d + 0.03, z, z + 0.2, "paper") for z in (0.08, 0.35)]
     return [_box(-w, w, -d, d, h - 0.05, h), _box(-w, -w + 0.04, -d, d, 0, h - 0.05),
-            _box(w - 0.35, w, -d + 0.02, d, 0, h - 0.05), _box(w - 0.3, w - 0.05, -d + 0.01, -d + 0.03, 0.35, 0.55, "paper"),
-            _box(w - 0.3, w - 0.05, -d + 0.01, -d + 0.03, 0.08, 0.28, "paper")]  # fmt: skip
+            _box(w - 0.35, w, -d + 0.02, d, 0, h - 0.05), *drawers]  # fmt: skip
 
 
 def _chest(f: Furniture, rows: int = 2, columns: int = 2, front: str = "paper", top: str = "own") -> list[Part]:
@@ -87,7 +87,8 @@ def _shelf(f: Furniture) -> list[Part]:
 
 
 def _washstand(f: Furniture) -> list[Part]:
-    return [*_chest(f, 1, 1, "own", "linen"), _box(-0.06, 0.06, f.depth / 2 - 0.04, f.depth / 2, f.height, f.height + 0.12, "steel")]
+    tap = _box(-0.06, 0.06, f.depth / 2 - 0.04, f.depth / 2, f.height, f.height + 0.12, "steel")
+    return [*_chest(f, 1, 1, "own", "linen"), tap]
 
 
 def _fridge(f: Furniture) -> list[Part]:
@@ -139,14 +140,16 @@ def _wardrobe(f: Furniture) -> list[Part]:
 
 def _bathtub(f: Furniture) -> list[Part]:
     w, d, h, rim = f.width / 2, f.depth / 2, f.height, 0.07
-    return [_box(-w, w, -d, -d + rim, 0, h), _box(-w, w, d - rim, d, 0, h), _box(-w, -w + rim, -d + rim, d - rim, 0, h),
-            _box(w - rim, w, -d + rim, d - rim, 0, h), _box(-w + rim, w - rim, -d + rim, d - rim, 0, 0.6 * h, "water")]  # fmt: skip
+    long = [_box(-w, w, y, y + rim, 0, h) for y in (-d, d - rim)]
+    short = [_box(x, x + rim, -d + rim, d - rim, 0, h) for x in (-w, w - rim)]
+    return [*long, *short, _box(-w + rim, w - rim, -d + rim, d - rim, 0, 0.6 * h, "water")]
 
 
 def _toilet(f: Furniture) -> list[Part]:
     w, d, h = f.width / 2, f.depth / 2, f.height
     return [_box(-w, w, d - 0.18, d, 0.35, h, "linen"), Part("cylinder", (0.18, 0.2), (0, -d + 0.2, 0.2), "linen"),
-            Part("cylinder", (0.19, 0.015), (0, -d + 0.2, 0.415)), _box(-0.12, 0.12, d - 0.25, d, 0, 0.35, "linen")]  # fmt: skip
+            Part("cylinder", (0.19, 0.015), (0, -d + 0.2, 0.415)),
+            _box(-0.12, 0.12, d - 0.25, d, 0, 0.35, "linen")]  # fmt: skip
 
 
 _BUILDERS: dict[str, Callable[[Furniture], list[Part]]] = {

@@ -56,7 +56,8 @@ class Sight:
         bearing = math.degrees(math.atan2(-local[0, 0], depth[0]))
         elevation = math.degrees(math.atan2(local[0, 1], math.hypot(local[0, 0], depth[0])))
         safe = np.maximum(depth, 1e-6)
-        u, v = self._focal * local[:, 0] / safe, self._focal * local[:, 1] / safe  # image heights from the centre
+        u = self._focal * local[:, 0] / safe  # in image heights from the centre
+        v = self._focal * local[:, 1] / safe
         inside = (depth > 0.01) & (np.abs(u) <= aspect / 2) & (np.abs(v) <= 0.5)
         count = int(inside.sum())
         if count == 0:

@@ -18,7 +18,7 @@ from rllib_vlm.types import ActionSet, Image
 Camera = Literal["navigation", "manipulation"]
 Split = Literal["train", "heldout"]
 
-# SPOC's 20 actions in the order of its ALL_STRETCH_ACTIONS; step sizes are in embedded.py.
+# SPOC's 20 actions in the order of its ALL_STRETCH_ACTIONS; step sizes are in robot.py.
 # Source: allenai/spoc-robot-training, utils/constants/stretch_initialization_utils.py:140-161.
 ACTIONS = ActionSet(
     names=(

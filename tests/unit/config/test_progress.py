@@ -56,14 +56,21 @@ def test_a_misspelt_metric_is_told_once(capsys: pytest.CaptureFixture[str]):
 
 
 def test_files_left_in_the_working_folder_join_the_trials_folder(tmp_path):
-    working, kept = tmp_path / "working", tmp_path / "kept"
+    working, staging, kept = tmp_path / "working", tmp_path / "staging", tmp_path / "kept"
     (working / "sub").mkdir(parents=True)
     kept.mkdir()
+    staging.mkdir()
+    (staging / "tracker.log").write_text("end")
     (working / "results.json").write_text("new")
     (working / "sub" / "image.txt").write_text("x")
     (kept / "own.txt").write_text("stays")
-    storage = SimpleNamespace(trial_working_directory=str(working), trial_fs_path=str(kept))
+    storage = SimpleNamespace(
+        trial_working_directory=str(working),
+        trial_driver_staging_path=str(staging),
+        trial_fs_path=str(kept),
+    )
     KeepFiles().on_experiment_end([SimpleNamespace(storage=storage)])
     assert (kept / "results.json").read_text() == "new"
     assert (kept / "sub" / "image.txt").read_text() == "x"
+    assert (kept / "tracker.log").read_text() == "end"
     assert (kept / "own.txt").read_text() == "stays"

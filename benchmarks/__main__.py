@@ -1,0 +1,64 @@
+"""Runs one benchmark by name: a table for people, and with `--json` one last line for programs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks
+from rllib_vlm.errors import UnknownNameError
+
+
+def names() -> list[str]:
+    """All benchmarks: the modules beside this one."""
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Runs a benchmark and returns its `name`, `value`, `unit` and `details`.
+
+    Raises:
+        UnknownNameError: no benchmark of this name.
+    """
+    if name not in names():
+        raise UnknownNameError("python -m benchmarks", name, names())
+    return dict(importlib.import_module(f"benchmarks.{name}").run())
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Prints a result as a table."""
+    table = Table(title=f"{result['name']}: {result['value']:.4g} {result['unit']}", title_justify="left")
+    table.add_column("detail")
+    table.add_column("value", justify="right")
+    for key, value in result.get("details", {}).items():
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
+    parser.add_argument("name", help=", ".join(names()))
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    options = parser.parse_args(arguments)
+    try:
+        result = measure(options.name)
+    except UnknownNameError as error:
+        print(error, file=sys.stderr)
+        return 2
+    show(result, Console())
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

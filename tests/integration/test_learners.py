@@ -1,0 +1,76 @@
+"""Two learners take the steps that one would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+from tiny import tiny_config
+
+from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
+from rllib_vlm.connectors.trajectories import to_trajectory
+from rllib_vlm.core.columns import GROUP, INDEX
+from rllib_vlm.core.update_plan import UpdatePlan
+from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def group_of(config, spaces, learners):
+    config = config.copy(copy_frozen=False).learners(num_learners=learners, num_cpus_per_learner=0.5)
+    spec = config.get_multi_rl_module_spec(spaces=spaces, inference_only=False)
+    return config, config.build_learner_group(rl_module_spec=spec)
+
+
+def weights(group):
+    found = group.get_weights()["default_policy"]
+    return {name: np.array(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("minibatch_size", [None, 7])
+def test_two_learners_equal_one(minibatch_size):
+    config = tiny_config("ppo", observation="vision").training(normalize_advantages=True, row_tokens=160)
+    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
+    episodes = runner.sample(num_episodes=9)
+    spaces = runner.get_spaces()
+    runner.stop()
+    for index, episode in enumerate(episodes):
+        episode.custom_data[INDEX] = index
+    plan = UpdatePlan(
+        losses=config.loss_settings(),
+        lr=1e-2,
+        num_epochs=2,
+        minibatch_size=minibatch_size,
+        seed=3,
+        normalize_advantages=True,
+    )
+    results, after, metrics = {}, {}, {}
+    for learners in (0, 2):
+        own, group = group_of(config, spaces, learners)
+        try:
+            start = weights(group)
+            if learners:
+                shards = shard_groups(
+                    [e.custom_data[GROUP] for e in episodes],
+                    [trajectory_tokens(to_trajectory(e)) for e in episodes],
+                    learners,
+                )
+                refs = [ray.put([episodes[i] for i in shard]) for shard in shards]
+                results[learners] = group.update(episodes_refs=refs, plan=plan, timesteps={})
+                states = [r.get() for r in group.foreach_learner(lambda x: x.get_state()["rl_module"])]
+                for name, value in states[0]["default_policy"].items():
+                    np.testing.assert_array_equal(states[1]["default_policy"][name], value)
+            else:
+                results[learners] = group.update(episodes=episodes, plan=plan, timesteps={})
+            after[learners] = weights(group)
+        finally:
+            group.shutdown()
+        metrics[learners] = [
+            float(r["default_policy"]["grad_norm"].peek()) for r in results[learners]
+        ]
+        if learners == 0:
+            assert max(np.abs(after[0][k] - start[k]).max() for k in start) > 1e-3  # something was learned
+    np.testing.assert_allclose(metrics[2], metrics[0][0], rtol=1e-4)
+    for name, value in after[0].items():
+        # AdamW's first steps are lr * sign(g): where g is rounding noise only, they may differ.
+        np.testing.assert_allclose(after[2][name], value, atol=2e-4, err_msg=name)

@@ -1,0 +1,219 @@
+"""The learner against a plain reference: one turn at a time, formulas written out, no packing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import MODEL, tiny_config
+
+from rllib_vlm.batching.packing import pad, to_torch
+from rllib_vlm.batching.rows import rows_from_trajectory
+from rllib_vlm.connectors.attach_values import _state_row
+from rllib_vlm.connectors.trajectories import to_trajectory
+from rllib_vlm.core.columns import INDEX
+from rllib_vlm.core.learner import VLMTorchLearner
+from rllib_vlm.core.loss_terms import LOSS_TERMS
+from rllib_vlm.core.update_plan import UpdatePlan
+from rllib_vlm.credit.gae import TokenGAE
+from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.types import TokenCredit
+
+
+def prepare(observation="vision", history="current", episodes=5, model=None, **training):
+    """A configuration, a built learner and episodes of a policy with the learner's weights."""
+    config = tiny_config("ppo", observation=observation).rl_module(model_config={**MODEL, **(model or {})})
+    config.prompting(history=history).training(grad_clip=None, **training)
+    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
+    spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False)
+    learner = VLMTorchLearner(config=config, module_spec=spec)
+    learner.build()
+    module = learner.module["default_policy"]
+    with torch.no_grad():  # a critic whose values differ from 0 and from state to state
+        torch.manual_seed(1)
+        module.value_head.outer.weight.normal_(std=0.5)
+    runner.share_module(module)
+    sampled = runner.sample(num_episodes=episodes)
+    runner.env.close()
+    for index, episode in enumerate(sampled):
+        episode.custom_data[INDEX] = index
+    return config, learner, module, sampled
+
+
+def plan_of(config, **changes):
+    values = {"losses": config.loss_settings(), "lr": 0.0, "expects_credit": True, **changes}
+    return UpdatePlan(**values)
+
+
+def turns_alone(trajectory):
+    """Each turn as a row of its own."""
+    for k, turn in enumerate(trajectory.turns):
+        values = (trajectory.values[k],) if trajectory.values else ()
+        (row,) = rows_from_trajectory(replace(trajectory, turns=(turn,), values=values))
+        yield k, row
+
+
+def score_alone(module, row):
+    """Log-probs, entropies and values of the sampled tokens of one row, written out."""
+    batch = to_torch(pad([row]))
+    hidden = module._hidden(batch)[0]  # noqa: SLF001
+    where = np.flatnonzero(row.sampled)
+    states = hidden[where - 1]
+    logprobs = torch.log_softmax(module.family.logits(states), -1)
+    chosen = logprobs[torch.arange(len(where)), torch.as_tensor(row.token_ids[where])]
+    finite = logprobs.masked_fill(torch.isinf(logprobs), 0.0)
+    entropies = -(logprobs.exp() * finite).sum(-1)
+    return chosen, entropies, module.value_head(states)
+
+
+def reference_gradients(config, module, episodes):
+    """d loss / d weights of PPO with critic and entropy, token by token."""
+    trajectories = [to_trajectory(e) for e in episodes]
+    scored, tokens = [], 0
+    for episode, trajectory in zip(episodes, trajectories, strict=True):
+        alone = [(row, *score_alone(module, row)) for _, row in turns_alone(trajectory)]
+        values = tuple(v.detach().numpy() for *_, v in alone)
+        bootstrap = 0.0
+        if not trajectory.terminated:
+            prompt = episode.custom_data["final_prompt"]
+            bootstrap = float(score_alone(module, _state_row(prompt, 0))[2].detach())
+        (credit,) = TokenGAE(**config.credit_options)(
+            [replace(trajectory, values=values, bootstrap_value=bootstrap)]
+        )
+        scored += [(*a, c) for a, c in zip(alone, credit, strict=True)]
+        tokens += sum(len(c.advantages) for c in credit)
+    all_advantages = np.concatenate([c.advantages for *_, c in scored]).astype(np.float64)
+    mean, std = all_advantages.mean(), all_advantages.std()
+    loss = torch.zeros(())
+    for row, logprobs, entropies, values, credit in scored:
+        credit: TokenCredit
+        advantages = torch.as_tensor((credit.advantages - mean) / (std + 1e-8), dtype=torch.float32)
+        old = torch.as_tensor(row.old_logprobs[row.sampled])
+        ratio = (logprobs - old).exp()
+        loss = loss - torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).sum() / tokens
+        returns = torch.as_tensor(credit.returns)
+        loss = loss + config.value_loss_coeff * 0.5 * (values - returns).square().sum() / tokens
+        loss = loss - config.entropy_coeff * entropies.sum() / tokens
+    module.zero_grad()
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    return float(loss.detach()), gradients
+
+
+@pytest.mark.parametrize(
+    ("observation", "history", "packing", "micro_batch_tokens"),
+    [
+        ("text", "current", True, 10_000),
+        ("vision", "current", True, 300),  # several micro-batches, gradients accumulated
+        ("vision", "full", True, 300),  # turns share rows where prompts grow
+        ("vision", "last_2", False, 150),
+    ],
+)
+def test_loss_and_gradients_equal_a_plain_reference_without_packing(
+    observation, history, packing, micro_batch_tokens
+):
+    config, learner, module, episodes = prepare(
+        observation,
+        history,
+        packing=packing,
+        micro_batch_tokens=micro_batch_tokens,
+        row_tokens=400,
+        entropy_coeff=0.05,
+        value_loss_coeff=0.7,
+    )
+    loss, expected = reference_gradients(config, module, episodes)
+    result = learner.update(
+        episodes=episodes, plan=plan_of(config, normalize_advantages=True), timesteps={}
+    )
+    assert float(result["default_policy"]["total_loss"].peek()) == pytest.approx(loss, abs=1e-5)
+    found = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    assert set(found) == set(expected)
+    largest = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).abs().max() / largest
+        assert error < 1e-5, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("observation", ["text", "vision"])
+def test_the_importance_ratio_is_1_at_unchanged_weights(observation):
+    config, learner, _, episodes = prepare(observation, "last_2")
+    result = learner.update(episodes=episodes, plan=plan_of(config), timesteps={})
+    metrics = result["default_policy"]
+    assert 0.0 <= float(metrics["log_ratio_max"].peek()) < 1e-3
+    assert float(metrics["clip_fraction"].peek()) == 0.0
+
+
+def test_the_ratio_is_1_under_temperature_and_nucleus_sampling():
+    config = tiny_config("ppo").generation(temperature=0.7, top_p=0.8)
+    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
+    spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False)
+    learner = VLMTorchLearner(config=config, module_spec=spec)
+    learner.build()
+    runner.share_module(learner.module["default_policy"])
+    episodes = runner.sample(num_episodes=4)
+    runner.env.close()
+    result = learner.update(episodes=episodes, plan=plan_of(config), timesteps={})
+    assert float(result["default_policy"]["log_ratio_max"].peek()) < 1e-3
+
+
+def test_gradient_clipping_really_clips():
+    config, learner, module, episodes = prepare("text")
+    learner.config.grad_clip = 1e-3
+    learner.update(episodes=episodes, plan=plan_of(config), timesteps={})
+    norm = torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+    assert learner._step_metrics._norms[0] > 1e-2  # noqa: SLF001  what is reported is the norm before
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted():
+    config, learner, module, episodes = prepare("text")
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for episode in episodes:
+        episode.rewards.data[-1] = float("nan")
+    result = learner.update(episodes=episodes, plan=plan_of(config, lr=1.0), timesteps={})
+    assert float(result["default_policy"]["num_skipped_steps"].peek()) == 1
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
+
+
+def test_minibatches_take_as_many_steps_as_the_plan_says():
+    config, learner, _, episodes = prepare("text", episodes=6)
+    rows = sum(len(e) for e in episodes)
+    plan = plan_of(config, num_epochs=3, minibatch_size=5)
+    result = learner.update(episodes=episodes, plan=plan, timesteps={})
+    assert float(result["default_policy"]["num_optimizer_steps"].peek()) == 3 * max(1, round(rows / 5))
+
+
+def test_frozen_parts_do_not_move_and_the_head_has_its_own_rate():
+    config, learner, module, episodes = prepare("vision", model={"freeze": ["model.visual.*"]})
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    learner.update(episodes=episodes, plan=plan_of(config, lr=0.0, value_lr=1e-2), timesteps={})
+    for name, parameter in module.named_parameters():
+        if not name.startswith("value_head."):
+            assert torch.equal(parameter.detach(), before[name]), name
+        if name.startswith("model.model.visual."):
+            assert not parameter.requires_grad and parameter.grad is None
+    assert not torch.equal(module.value_head.outer.bias.detach(), before["value_head.outer.bias"])
+
+
+def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
+    config, learner, module, episodes = prepare("text", kl_coeff=0.1)
+    first = learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2), timesteps={})
+    second = learner.update(episodes=episodes, plan=plan_of(config, lr=0.0), timesteps={})
+    assert float(first["default_policy"]["kl_to_reference"].peek()) == pytest.approx(0.0, abs=1e-6)
+    assert float(second["default_policy"]["kl_to_reference"].peek()) > 1e-4
+    state = learner.get_state()
+    other = VLMTorchLearner(config=config, module=None, module_spec=learner._module_spec)  # noqa: SLF001
+    other.build()
+    other.set_state(state)
+    again = other.update(episodes=episodes, plan=plan_of(config, lr=0.0), timesteps={})
+    assert float(again["default_policy"]["kl_to_reference"].peek()) == pytest.approx(
+        float(second["default_policy"]["kl_to_reference"].peek()), rel=1e-3
+    )
+
+
+def test_every_term_has_a_mask_of_the_batch():
+    assert {term.mask for term in LOSS_TERMS.values()} == {"loss_mask", "value_mask"}

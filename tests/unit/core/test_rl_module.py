@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rows import random_rows
+from tiny import MODEL
+
+from rllib_vlm.batching.packing import pack, to_torch
+from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.rl_module import VLMRLModule
+from rllib_vlm.errors import ModelError
+from rllib_vlm.models.sampling import token_logprobs
+from rllib_vlm.types import Message, SamplingParams
+
+
+def make(**config):
+    return VLMRLModule(
+        model_config={"family": "qwen2_5_vl", **MODEL, **config},
+        observation_space=None,
+        action_space=None,
+        inference_only=config.pop("inference_only", False),
+    )
+
+
+@pytest.fixture(scope="module")
+def module():
+    return make(value_head=True)
+
+
+def test_log_probs_and_entropy_are_those_of_the_sampling_distribution(module):
+    rows = random_rows(module.family)
+    batch = to_torch(pack(rows, max_tokens=200))
+    sampling = SamplingParams(temperature=0.6, top_p=0.9)
+    with torch.no_grad():
+        out = module.forward_train(batch, with_entropy=True, sampling=sampling)
+        hidden = module._hidden(batch)  # noqa: SLF001
+    mask = batch["turn_ids"] >= 0
+    b, t = (mask[0].nonzero()[0, 0] * 0, int(mask[0].nonzero()[0, 0]))
+    logits = module.family.logits(hidden[b, t - 1])
+    expected = token_logprobs(logits, batch["token_ids"][b, t], sampling)
+    torch.testing.assert_close(out[VLMColumns.LOGPROBS][b, t], expected)
+    assert (out[VLMColumns.LOGPROBS][~mask] == 0).all()
+    assert (out[VLMColumns.ENTROPY][mask] > 0).all()
+
+
+def test_small_chunks_change_nothing(module, monkeypatch):
+    from rllib_vlm.core import scoring
+
+    batch = to_torch(pack(random_rows(module.family), max_tokens=200))
+    whole = module.forward_train(batch, with_entropy=True)
+    monkeypatch.setattr(scoring, "_SMALL_LOGITS_BYTES", 0)
+    monkeypatch.setattr(module, "_chunk", 2)
+    pieces = module.forward_train(batch, with_entropy=True)
+    for name in (VLMColumns.LOGPROBS, VLMColumns.ENTROPY, VLMColumns.VALUES):
+        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_module_for_inference_has_no_critic_and_takes_a_learners_weights(module):
+    actor = make(value_head=True, inference_only=True)
+    assert not actor.has_value_head
+    state = module.get_state(inference_only=True)
+    assert not any(name.startswith("value_head.") for name in state)
+    actor.load_policy(state, version=7)
+    prompt = actor.family.encode([Message(role="user", text="go")])
+    (completion,) = actor.generate([prompt], SamplingParams(max_new_tokens=4))
+    assert completion.policy_version == 7
+    for name, value in actor.get_state().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_generation_keeps_the_order_of_prompts(module):
+    prompts = [module.family.encode([Message(role="user", text="go " * n)]) for n in (9, 1, 5)]
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=4)
+    together = module.generate(prompts, greedy)
+    alone = [module.generate([p], greedy)[0] for p in prompts]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+
+
+def test_forward_exploration_answers_prompts(module):
+    prompt = module.family.encode([Message(role="user", text="go")])
+    out = module.forward_exploration({VLMColumns.PROMPTS: [prompt, prompt]})
+    assert len(out[VLMColumns.ACTIONS]) == 2
+
+
+def test_a_foreign_state_is_refused(module):
+    state = module.get_state()
+    state.pop(next(name for name in state if name.endswith("embed_tokens.weight")))
+    with pytest.raises(ModelError, match="embed_tokens"):
+        module.set_state(state)
+
+
+def test_a_checkpoint_brings_everything_back(module, tmp_path):
+    torch.nn.init.normal_(module.value_head.outer.weight)
+    module.save_to_path(tmp_path / "m")
+    other = make(value_head=True, seed=5)
+    other.restore_from_path(tmp_path / "m")
+    for name, value in module.get_state().items():
+        np.testing.assert_array_equal(other.get_state()[name], value)
+    fresh = VLMRLModule.from_checkpoint(tmp_path / "m")
+    np.testing.assert_array_equal(
+        fresh.get_state()["value_head.outer.weight"], module.get_state()["value_head.outer.weight"]
+    )
+
+
+def test_what_is_no_checkpoint_is_an_error_that_says_so(module, tmp_path):
+    with pytest.raises(ModelError, match="hf/"):
+        module.restore_from_path(tmp_path)
+
+
+def test_values_without_a_head_say_how_to_get_one():
+    module = make(value_head=False)
+    batch = to_torch(pack(random_rows(module.family), max_tokens=200))
+    with pytest.raises(ModelError, match="value_head"):
+        module.compute_values(batch)
