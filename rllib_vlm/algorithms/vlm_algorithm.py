@@ -212,9 +212,7 @@ class VLMAlgorithm(Algorithm):
             order = np.random.default_rng([self.config.seed or 0, position // size]).permutation(size)
             chosen.append(int(indices[order[position % size]]))
         self.run_state.demonstration_cursor += count
-        return self._play(
-            self.env_runner_group, "read_demonstrations", chosen, ENV_RUNNER_RESULTS, path=path
-        )
+        return self._play(self.env_runner_group, "read_demonstrations", chosen, ENV_RUNNER_RESULTS, path=path)
 
     def _play(
         self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], key: str, **kwargs: Any
@@ -248,7 +246,9 @@ class VLMAlgorithm(Algorithm):
             else:  # some died: which outcome is whose is no longer known
                 self.restore_env_runners(group)
         else:
-            raise SimulatorError(f"env runners died {_ATTEMPTS} times in a row during {method}; see their logs")
+            raise SimulatorError(
+                f"env runners died {_ATTEMPTS} times in a row during {method}; see their logs"
+            )
         return [item for i in sorted(found) for item in found[i]]
 
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
-from typing_extensions import Self
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.agent_config import AgentConfig
 from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.loss_terms import LossSettings
+from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.env.simulator_process import SimulatorSpec
-from rllib_vlm.env.slots import Deadlines, SlotPool
+from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.errors import ConfigErrors
-from rllib_vlm.types import SamplingParams
+from rllib_vlm.losses.kl import KLEstimator
+from rllib_vlm.losses.reduce import Reduction
 
 
-class VLMAlgorithmConfig(AlgorithmConfig):
+class VLMAlgorithmConfig(AgentConfig):
     """RLlib's settings and those of agents that answer in text.
 
     Beside RLlib's own builder methods there are `prompting`, `generation`, `simulation` and
@@ -32,49 +34,6 @@ class VLMAlgorithmConfig(AlgorithmConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
         self._host_defaults()
-        # simulation
-        self.simulator_process = "inline"
-        self.simulator_start_deadline_s = 120.0
-        self.simulator_reset_deadline_s = 60.0
-        self.simulator_turn_deadline_s = 60.0
-        self.simulator_max_retries = 2
-        self.max_turns = 100
-        self.num_task_seeds: int | None = None
-        self.reset_options: dict[str, Any] = {}
-        self.curriculum: dict[str, Any] | None = None
-        # prompting
-        self.parser = "no_think"
-        self.parser_options: dict[str, Any] = {}
-        self.history: str | dict[str, Any] = "current"
-        self.template = "default"
-        self.max_actions_per_turn = 1
-        self.observation = "vision"
-        self.image_placeholder: str | None = None
-        self.max_images: int | None = None
-        self.max_prompt_tokens: int | None = None
-        self.format_reward = 0.0
-        self.invalid_penalty = 0.0
-        # generation
-        self.backend = "hf"
-        self.backend_options: dict[str, Any] = {}
-        self.temperature = 1.0
-        self.top_p = 1.0
-        self.max_new_tokens = 64
-        self.stop: tuple[str, ...] = ()
-        # warm start
-        self.warm_start_updates = 0
-        self.warm_start_episodes_per_update = 32
-        self.warm_start_epochs = 1
-        self.warm_start_minibatch_size: int | None = 32
-        self.warm_start_lr: float | None = None
-        self.warm_start_lr_schedule = "constant"
-        self.warm_start_warmup_updates = 0
-        self.warm_start_policy_share = 0.0
-        self.warm_start_mixing = "turn"
-        self.warm_start_demonstrations: str | None = None
-        self.warm_start_buffer_episodes = 0
-        self.warm_start_only_successes = False
-        self.warm_start_time_budget_s: float | None = None
         # training
         self.groups_per_update = 16
         self.group_size = 1
@@ -89,15 +48,14 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         self.value_clip: float | None = None
         self.entropy_coeff = 0.0
         self.kl_coeff = 0.0
-        self.kl_estimator = "k3"
-        self.imitation_coeff = 0.0
-        self.loss_reduction = "token_mean"
+        self.kl_estimator: KLEstimator = "k3"
+        self.loss_reduction: Reduction = "token_mean"
         self.loss_reduction_constant: float | None = None
         self.mask_truncated = False
         self.drop_uninformative = False
         self.critic_warmup_updates = 0
         self.value_lr: float | None = None
-        self.lr_schedule = "constant"
+        self.lr_schedule: Schedule = "constant"
         self.lr_warmup_updates = 0
         self.lr_final_fraction = 0.0
         self.total_updates: int | None = None
@@ -140,143 +98,6 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         self._is_atari = False
 
     # Builder methods.
-
-    def prompting(
-        self,
-        *,
-        parser: Any = NotProvided,
-        parser_options: Any = NotProvided,
-        history: Any = NotProvided,
-        template: Any = NotProvided,
-        max_actions_per_turn: Any = NotProvided,
-        observation: Any = NotProvided,
-        image_placeholder: Any = NotProvided,
-        max_images: Any = NotProvided,
-        max_prompt_tokens: Any = NotProvided,
-        format_reward: Any = NotProvided,
-        invalid_penalty: Any = NotProvided,
-    ) -> Self:
-        """What the model is shown and how it answers.
-
-        Args:
-            parser: the answer format, a name of the table `parsers`.
-            parser_options: of the parser.
-            history: which past turns are shown: "full", "current", "last_4" or {name: ..., ...}.
-            template: the system prompt, a name or the path of a file ending in ".md".
-            max_actions_per_turn: actions one answer may hold.
-            observation: "vision" shows images and text, "text" only text.
-            image_placeholder: shown instead of images, if set.
-            max_images: images a prompt may hold.
-            max_prompt_tokens: tokens a prompt may hold; older turns are cut, whole, and counted.
-            format_reward: added for every turn whose answer parses.
-            invalid_penalty: taken off for every turn whose answer does not.
-
-        Returns:
-            This updated AlgorithmConfig object.
-        """
-        return self._update(locals())
-
-    def generation(
-        self,
-        *,
-        backend: Any = NotProvided,
-        backend_options: Any = NotProvided,
-        temperature: Any = NotProvided,
-        top_p: Any = NotProvided,
-        max_new_tokens: Any = NotProvided,
-        stop: Any = NotProvided,
-    ) -> Self:
-        """How answers are sampled. `evaluation_config` may set the same names for evaluation.
-
-        Args:
-            backend: a name of the table `backends`.
-            backend_options: of the backend.
-            temperature: 0 is greedy, which reinforcement learning cannot use.
-            top_p: mass of the nucleus that is sampled from.
-            max_new_tokens: tokens an answer may have.
-            stop: strings after which an answer ends.
-
-        Returns:
-            This updated AlgorithmConfig object.
-        """
-        if isinstance(stop, str):
-            stop = (stop,)
-        return self._update(locals())
-
-    def simulation(
-        self,
-        *,
-        process: Any = NotProvided,
-        start_deadline_s: Any = NotProvided,
-        reset_deadline_s: Any = NotProvided,
-        turn_deadline_s: Any = NotProvided,
-        max_retries: Any = NotProvided,
-        max_turns: Any = NotProvided,
-        num_task_seeds: Any = NotProvided,
-        reset_options: Any = NotProvided,
-        curriculum: Any = NotProvided,
-    ) -> Self:
-        """How simulators are run.
-
-        Args:
-            process: "inline", or "subprocess" for a process per simulator, which may hang or die.
-            start_deadline_s: seconds a simulator may take to start.
-            reset_deadline_s: seconds a reset may take.
-            turn_deadline_s: seconds a turn may take.
-            max_retries: failures a group of episodes may have before another task replaces it.
-            max_turns: turns after which an episode is cut.
-            num_task_seeds: training tasks there are; nothing draws ever new ones.
-            reset_options: `options` of every reset, in training and evaluation.
-            curriculum: how `level` of training resets grows: `{start, end, updates}` linearly, or
-                `{start, step, threshold}` by a step after each update whose success rate reaches the
-                threshold. Nothing leaves the level out. Evaluation always plays the full task.
-
-        Returns:
-            This updated AlgorithmConfig object.
-        """
-        values = locals()
-        renamed = {"process", "start_deadline_s", "reset_deadline_s", "turn_deadline_s", "max_retries"}
-        return self._update({f"simulator_{k}" if k in renamed else k: v for k, v in values.items()})
-
-    def warm_start(
-        self,
-        *,
-        updates: Any = NotProvided,
-        episodes_per_update: Any = NotProvided,
-        epochs: Any = NotProvided,
-        minibatch_size: Any = NotProvided,
-        lr: Any = NotProvided,
-        lr_schedule: Any = NotProvided,
-        warmup_updates: Any = NotProvided,
-        policy_share: Any = NotProvided,
-        mixing: Any = NotProvided,
-        demonstrations: Any = NotProvided,
-        buffer_episodes: Any = NotProvided,
-        only_successes: Any = NotProvided,
-        time_budget_s: Any = NotProvided,
-    ) -> Self:
-        """Imitation before reinforcement learning.
-
-        Args:
-            updates: training iterations of imitation; 0 is no warm start.
-            episodes_per_update: demonstrations read in each.
-            epochs: times each is read.
-            minibatch_size: rows of one optimizer step; nothing reads all in one.
-            lr: learning rate; nothing is that of `training`.
-            lr_schedule: "constant", "linear" or "cosine", over `updates`.
-            warmup_updates: iterations of linear warm-up.
-            policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
-            mixing: who acts is drawn each "turn" or once an "episode".
-            demonstrations: path of recorded ones; nothing collects live ones from the simulator's expert.
-            buffer_episodes: older live demonstrations to keep and read again, drawn at random; each
-                iteration then reads as many old as new ones.
-            only_successes: leave out demonstrations of episodes that failed.
-            time_budget_s: seconds after which the warm start ends, whatever `updates` says.
-
-        Returns:
-            This updated AlgorithmConfig object.
-        """
-        return self._update({f"warm_start_{k}" if k != "self" else k: v for k, v in locals().items()})
 
     @override(AlgorithmConfig)
     def training(
@@ -406,46 +227,7 @@ class VLMAlgorithmConfig(AlgorithmConfig):
         super().evaluation(**kwargs)
         return self
 
-    def _update(self, values: Mapping[str, Any]) -> Self:
-        for name, value in values.items():
-            if name != "self" and value is not NotProvided:
-                setattr(self, name, tuple(value) if isinstance(getattr(self, name), tuple) and value else value)
-        return self
-
     # What the rest of the package reads.
-
-    @property
-    def prompting_settings(self) -> dict[str, Any]:
-        """The arguments of `prompting`, by name, without the rewards."""
-        names = (
-            "parser",
-            "parser_options",
-            "history",
-            "template",
-            "max_actions_per_turn",
-            "observation",
-            "image_placeholder",
-            "max_images",
-            "max_prompt_tokens",
-        )
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def sampling_params(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=float(self.temperature),
-            top_p=float(self.top_p),
-            max_new_tokens=int(self.max_new_tokens),
-            stop=tuple(self.stop),
-        )
-
-    @property
-    def deadlines(self) -> Deadlines:
-        return Deadlines(
-            start_s=self.simulator_start_deadline_s,
-            reset_s=self.simulator_reset_deadline_s,
-            turn_s=self.simulator_turn_deadline_s,
-        )
 
     @property
     def needs_critic(self) -> bool:

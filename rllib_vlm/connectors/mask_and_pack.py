@@ -13,9 +13,10 @@ from ray.rllib.utils.annotations import override
 
 from rllib_vlm.batching.packing import Batch, pack, pad
 from rllib_vlm.batching.rows import Row
-from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.columns import INDEX, VLMColumns
 from rllib_vlm.core.update_plan import UpdatePlan, step_assignment
 from rllib_vlm.credit.whitening import Moments
+from rllib_vlm.errors import RLlibVLMError
 
 AllGather = Callable[[Any], list[Any]]
 
@@ -93,17 +94,26 @@ def _teaches(row: Row, plan: UpdatePlan) -> bool:
 def _whiten(rows: list[list[Row]], gather: AllGather) -> list[list[Row]]:
     own = sum((Moments.of(row.advantages, row.loss_mask) for r in rows for row in r), Moments())
     total = sum(gather(own), Moments())
-    return [
-        [replace(row, advantages=total.whiten(row.advantages, row.loss_mask)) for row in r] for r in rows
-    ]
+    return [[replace(row, advantages=total.whiten(row.advantages, row.loss_mask)) for row in r] for r in rows]
 
 
 def _steps(
     rows: Sequence[Sequence[Row]], indices: Sequence[int], plan: UpdatePlan, gather: AllGather
 ) -> list[list[int]]:
-    """This learner's rows of every step: the steps are drawn over the rows of all learners."""
+    """This learner's rows of every step: the steps are drawn over the rows of all learners.
+
+    Raises:
+        RLlibVLMError: two episodes of several learners' update have the same index.
+    """
+    if len(set(indices)) < len(indices):
+        indices = range(len(indices))  # nobody numbered them: right for a learner that is alone
     counts: dict[int, int] = {}
     for part in gather({index: len(own) for index, own in zip(indices, rows, strict=True)}):
+        if counts.keys() & part.keys():
+            raise RLlibVLMError(
+                "episodes of different learners have the same index: number them over the whole update in "
+                f"custom_data[{INDEX!r}] before they are sharded"
+            )
         counts |= part
     starts, start = {}, 0
     for index in sorted(counts):

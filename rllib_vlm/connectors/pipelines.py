@@ -1,8 +1,8 @@
 """The three pipelines: the data flow of the package in one screen.
 
-    env to module   episodes -> RenderPrompts -> prompts
-    module to env   completions -> ParseActions -> named actions
-    learner         episodes -> EpisodesToRows -> AttachValues -> MaskAndPack -> minibatches [B, L]
+env to module   episodes -> RenderPrompts -> prompts
+module to env   completions -> ParseActions -> named actions
+learner         episodes -> EpisodesToRows -> AttachValues -> MaskAndPack -> minibatches [B, L]
 """
 
 from __future__ import annotations

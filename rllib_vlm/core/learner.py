@@ -89,7 +89,7 @@ class VLMTorchLearner(TorchLearner):
         )
 
     @override(Learner)
-    def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:  # type: ignore[override]
+    def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:
         """Like RLlib's, told by `plan` what to optimise and how."""
         torch.set_num_threads(self._threads())
         self._plan = plan

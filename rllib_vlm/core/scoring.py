@@ -16,7 +16,6 @@ from rllib_vlm.types import SamplingParams
 _SMALL_LOGITS_BYTES = 128 * 2**20
 
 
-
 def score_tokens(
     states: Tensor,
     logits: Callable[[Tensor], Tensor],

@@ -49,7 +49,7 @@ class ValueHeadConfig:
 
 
 def first_of_turn(sampled: Tensor, turn_ids: Tensor, segment_ids: Tensor) -> Tensor:
-    """bool [B, L]: the first sampled token of every turn of every packed segment.
+    """Bool [B, L]: the first sampled token of every turn of every packed segment.
 
     Args:
         sampled: bool [B, L], tokens the model sampled.
@@ -66,4 +66,3 @@ def spread(per_turn: Tensor, first: Tensor, mask: Tensor) -> Tensor:
     """[N] each token's entry of `per_turn` [M], M = first.sum(), N = mask.sum(), both in reading order."""
     index = first.flatten().cumsum(0)[mask.flatten()] - 1
     return per_turn[index]
-

@@ -28,13 +28,15 @@ def recorded_episode(
         answer: the expert's turn as tokens.
     """
     episode = SingleAgentEpisode()
-    episode.custom_data.update({
-        GROUP: f"recorded/{recorded.index}",
-        TASK_SEED: recorded.task_seed,
-        SUCCESS: recorded.success,
-        METRICS: dict(recorded.metrics),
-        "num_actions": sum(len(turn.demonstration.actions) for turn in recorded.turns),
-    })
+    episode.custom_data.update(
+        {
+            GROUP: f"recorded/{recorded.index}",
+            TASK_SEED: recorded.task_seed,
+            SUCCESS: recorded.success,
+            METRICS: dict(recorded.metrics),
+            "num_actions": sum(len(turn.demonstration.actions) for turn in recorded.turns),
+        }
+    )
     turns = recorded.turns
     views = [(turn.text, turn.images) for turn in turns] + [(recorded.final_text, recorded.final_images)]
     info: dict[str, Any] = {"instruction": recorded.instruction}

@@ -52,7 +52,9 @@ class DemonstrationSettings:
     Source: DAgger (Ross, Gordon, Bagnell, arXiv 1011.0686): states the policy reaches, answers of the expert.
     """
 
-    answer: Callable[[Demonstration], Completion]  # the expert's turn as the tokens the model should have said
+    answer: Callable[
+        [Demonstration], Completion
+    ]  # the expert's turn as the tokens the model should have said
     policy_share: float = 0.0  # probability that the policy acts
     mixing: Mixing = "turn"  # drawn anew each turn, or once for the episode
 
@@ -67,7 +69,9 @@ class RolloutSettings:
     options: dict[str, Any] = field(default_factory=dict)  # of every reset, beside the task's split
     format_reward: float = 0.0  # for a turn whose answer parses
     invalid_penalty: float = 0.0  # taken off for one that does not
-    render_final: bool = False  # the prompt after the last turn of cut episodes, for a critic to bootstrap with
+    render_final: bool = (
+        False  # the prompt after the last turn of cut episodes, for a critic to bootstrap with
+    )
     policy_version: int = 0
     demonstrations: DemonstrationSettings | None = None
     seed: int = 0
@@ -161,7 +165,9 @@ class Rollout:
             for slot, outcome in self._pool.poll(self._patience()):
                 if isinstance(outcome, SlotFailure):
                     self._lose(slot, outcome, queue)
-                elif not queue.is_dropped(self._plays[slot].member) and not self._receive(slot, outcome, queue):
+                elif not queue.is_dropped(self._plays[slot].member) and not self._receive(
+                    slot, outcome, queue
+                ):
                     ready.append(slot)
                     continue
                 self._plays.pop(slot, None)
@@ -267,11 +273,13 @@ class Rollout:
     def _finish(self, play: _Play, slot: int) -> None:
         episode = play.episode
         info = episode.get_infos(-1)
-        episode.custom_data.update({
-            SUCCESS: bool(info.get("success", False)),
-            METRICS: {str(k): float(v) for k, v in info.get("metrics", {}).items()},
-            "num_actions": play.num_actions,
-        })
+        episode.custom_data.update(
+            {
+                SUCCESS: bool(info.get("success", False)),
+                METRICS: {str(k): float(v) for k, v in info.get("metrics", {}).items()},
+                "num_actions": play.num_actions,
+            }
+        )
         if self._settings.render_final and not episode.is_terminated:
             episode.custom_data[FINAL_PROMPT] = self._rendered([episode])[0]
         self._on_event("on_episode_end", episode, slot)

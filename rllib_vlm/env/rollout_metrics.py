@@ -53,13 +53,14 @@ def log_rollout(
     version: int,
 ) -> None:
     """Logs the table of this module; see there."""
-    for name, value in {
+    sums: dict[str, float] = {
         "num_simulator_crashes": counts.crashes,
         "num_simulator_timeouts": counts.timeouts,
         "num_replaced_groups": queue.num_replaced,
         "num_generated_tokens": counts.generated_tokens,
-    }.items():
-        metrics.log_value(name, value, reduce="sum")
+    }
+    for name, total in sums.items():
+        metrics.log_value(name, total, reduce="sum")
     for name, value in {
         "time_render_s": counts.render_s,
         "time_generate_s": counts.generate_s,

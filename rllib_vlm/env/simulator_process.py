@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,10 +33,10 @@ _PARENT_CHECK_S = 1.0
 class SimulatorFactory:
     """Makes one simulator; travels to the process that will run it.
 
-    `env` is a name of the table `simulators`, a dotted path `package.module:Name`, or a class.
+    `env` is a name of the table `simulators`, a dotted path `package.module:Name`, or what makes one.
     """
 
-    env: str | type[Simulator]
+    env: str | Callable[..., Simulator]
     config: dict[str, Any]
 
     def __call__(self) -> Simulator:
@@ -151,4 +151,3 @@ def main(argv: Sequence[str]) -> None:
     descriptor, parent = int(argv[0]), int(argv[1])
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     serve(Connection(descriptor))
-

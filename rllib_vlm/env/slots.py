@@ -324,7 +324,9 @@ class SlotPool:
     def poll(self, timeout_s: float = 0.0) -> list[tuple[int, SlotStep | SlotFailure]]:
         """Outcomes of the slots that are ready, waiting up to `timeout_s` for at least one."""
         outcomes: list[tuple[int, SlotStep | SlotFailure]] = [
-            (i, slot.run()) for i, slot in enumerate(self._slots) if isinstance(slot, InlineSlot) and slot.busy
+            (i, slot.run())
+            for i, slot in enumerate(self._slots)
+            if isinstance(slot, InlineSlot) and slot.busy
         ]
         give_up = time.monotonic() + (0.0 if outcomes else timeout_s)
         while True:

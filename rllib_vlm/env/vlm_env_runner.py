@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,16 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_vlm import registry
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
 from rllib_vlm.data import DemonstrationReader
-from rllib_vlm.env.rollout import DemonstrationSettings, EpisodeQueue, Rollout, RolloutSettings
+from rllib_vlm.env.creators import simulator_factory
 from rllib_vlm.env.recorded import recorded_episode
+from rllib_vlm.env.rollout import DemonstrationSettings, EpisodeQueue, Rollout, RolloutSettings
 from rllib_vlm.env.rollout_metrics import log_rollout
-from rllib_vlm.env.summary import EpisodeSummary
-from rllib_vlm.env.simulator_process import SimulatorFactory
 from rllib_vlm.env.slots import SlotPool
+from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
 from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt
 
@@ -45,6 +44,10 @@ REPLACEMENTS = 1_000_000_000  # position in the sequence of tasks where replacem
 
 class VLMEnvRunner(SingleAgentEnvRunner):
     """Plays training, held-out and expert episodes in a pool of simulators."""
+
+    env: Any
+    module: Any
+    metrics: Any
 
     @override(SingleAgentEnvRunner)
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
@@ -88,7 +91,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             self.env.close()
         config = self.config
         self.env = SlotPool(
-            SimulatorFactory(_simulator(config.env), dict(config.env_config)),
+            simulator_factory(config.env, config.env_config),
             config.num_envs_per_env_runner,
             process=config.simulator_process,
             deadlines=config.deadlines,
@@ -107,7 +110,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         )
 
     @override(SingleAgentEnvRunner)
-    def sample(  # type: ignore[override]
+    def sample(
         self,
         *,
         num_timesteps: int | None = None,
@@ -177,15 +180,16 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         return [e for e in episodes if len(e)], self.get_metrics()
 
     def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
-        sampling = {"temperature": 0.0} if greedy else {}
-        settings = self._settings(self.config, level=self.level, **sampling)
+        settings = self._settings(self.config, level=self.level, greedy=greedy)
         return self._play(tasks, self.config.group_size, settings)
 
     def _play_demonstrations(
         self, tasks: Sequence[Task], policy_share: float, mixing: str, only_successes: bool
     ) -> list[SingleAgentEpisode]:
         demonstrations = DemonstrationSettings(
-            answer=self._expert_completion, policy_share=policy_share, mixing=mixing  # type: ignore[arg-type]
+            answer=self._expert_completion,
+            policy_share=policy_share,
+            mixing=mixing,  # type: ignore[arg-type]
         )
         settings = self._settings(self.config, level=self.level, demonstrations=demonstrations)
         episodes = self._play(tasks, 1, settings)
@@ -320,13 +324,11 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         *,
         level: float | None,
         demonstrations: DemonstrationSettings | None = None,
-        **sampling: Any,
+        greedy: bool = False,
     ) -> RolloutSettings:
         params = config.sampling_params
-        if sampling:
-            params = type(params)(
-                temperature=sampling["temperature"], max_new_tokens=params.max_new_tokens, stop=params.stop
-            )
+        if greedy:
+            params = replace(params, temperature=0.0)
         options = dict(config.reset_options)
         if level is not None:
             options["level"] = level
@@ -393,21 +395,3 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             callbacks_functions=getattr(self.config, f"callbacks_{which}"),
             kwargs=kwargs,
         )
-
-
-def _simulator(env: Any) -> Any:
-    """A name or class `SimulatorFactory` takes; names registered with Tune stand for what they make."""
-    if isinstance(env, str) and env not in registry.names("simulators"):
-        if _global_registry.contains(ENV_CREATOR, env):
-            return _FromCreator(env)
-    return env
-
-
-class _FromCreator:
-    """A simulator registered with `ray.tune.register_env`, made from keyword arguments."""
-
-    def __init__(self, name: str) -> None:
-        self._creator = _global_registry.get(ENV_CREATOR, name)
-
-    def __call__(self, **config: Any) -> Any:
-        return self._creator(config)

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def weights(algorithm):
     found = algorithm.learner_group.get_weights()["default_policy"]
-    return {name: np.array(value) for name, value in found.items()}  # copies: a local learner's change in place
+    return {
+        name: np.array(value) for name, value in found.items()
+    }  # copies: a local learner's change in place
 
 
 @pytest.mark.parametrize(("name", "runners"), [("ppo", 2), ("grpo", 1), ("sft", 1)])
@@ -45,7 +47,9 @@ def test_two_iterations_move_the_weights_and_report_what_they_did(name, runners)
     assert results[-1]["phase"] == ("finished" if name == "sft" else "rl")
     assert results[-1]["done"] == (name == "sft")
     if name == "sft":
-        assert results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
+        assert (
+            results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
+        )
 
 
 def test_warm_start_then_rl_with_evaluations_before_and_after():

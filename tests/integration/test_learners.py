@@ -65,9 +65,7 @@ def test_two_learners_equal_one(minibatch_size):
             after[learners] = weights(group)
         finally:
             group.shutdown()
-        metrics[learners] = [
-            float(r["default_policy"]["grad_norm"].peek()) for r in results[learners]
-        ]
+        metrics[learners] = [float(r["default_policy"]["grad_norm"].peek()) for r in results[learners]]
         if learners == 0:
             assert max(np.abs(after[0][k] - start[k]).max() for k in start) > 1e-3  # something was learned
     np.testing.assert_allclose(metrics[2], metrics[0][0], rtol=1e-4)

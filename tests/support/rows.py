@@ -20,7 +20,10 @@ def turn(family, text="go left", answer="left", *, images=(), reward=0.0, versio
         text=answer,
     )
     return Turn(
-        prompt=prompt, completion=completion, parsed=ParsedAction(valid=True, actions=(answer,)), reward=reward
+        prompt=prompt,
+        completion=completion,
+        parsed=ParsedAction(valid=True, actions=(answer,)),
+        reward=reward,
     )
 
 

@@ -16,7 +16,6 @@ from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
 from rllib_vlm.sims.household.metrics import EpisodeRecord
-from rllib_vlm.sims.household.planner import MOVE_M
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
 from rllib_vlm.sims.household.scene import CAMERAS, Scene
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
@@ -31,7 +30,7 @@ from rllib_vlm.sims.household.tasks import (
 from rllib_vlm.sims.household.text_view import describe, proprioception
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
-from rllib_vlm.types import ActionSet, Demonstration
+from rllib_vlm.types import ActionSet
 
 if TYPE_CHECKING:
     from rllib_vlm.sims.household.expert import ExpertKind
@@ -136,7 +135,7 @@ class Household(Simulator):
         "gripper, dropoff lets it go; sub_done marks a new room when rooms are to be visited; done ends the "
         "task."
     )
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
 
     def __init__(
         self,
@@ -214,7 +213,7 @@ class Household(Simulator):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
         """Starts an episode; the same seed and options always give the same one."""
-        super().reset(seed=seed)
+        gym.Env.reset(self, seed=seed)  # seeds np_random; the base of all simulators only says what reset is
         options = dict(options or {})
         for key in options:
             if key not in options_.RESET_OPTIONS:
@@ -245,7 +244,7 @@ class Household(Simulator):
             odds = dict(curriculum(self.settings.curriculum)(level if "level" in options else 1.0))
         drawn = draw_start(odds, rng)
         if options.get("start"):
-            return options["start"]  # type: ignore[no-any-return]
+            return options["start"]
         return "near" if name == "PickUp" else drawn
 
     def _begin(self, episode: Episode) -> None:
@@ -253,7 +252,8 @@ class Household(Simulator):
 
         start = episode.start
         self._record = EpisodeRecord(
-            expert_length=expert_length(episode, self.world.robot), shortest_path_m=self._shortest_path(episode)
+            expert_length=expert_length(episode, self.world.robot),
+            shortest_path_m=self._shortest_path(episode),
         )
         self._limit = self.settings.max_steps[episode.task.name]
         self._over = False
@@ -429,7 +429,9 @@ class Household(Simulator):
         return Situation(
             distance=distance if math.isfinite(distance) else None,
             gripper_distance=(
-                min(math.dist(robot.gripper, self.world.position(t)) for t in task.targets) if grasping else None
+                min(math.dist(robot.gripper, self.world.position(t)) for t in task.targets)
+                if grasping
+                else None
             ),
             graspable=grasping and not set(task.targets).isdisjoint(self.world.graspable()),
             held=grasping and self.holds_target(),
@@ -465,6 +467,3 @@ class Household(Simulator):
             pictures = self.world.render()
             observation["images"] = np.stack([pictures[c] for c in CAMERAS])
         return observation
-
-
-__all__ = ["MOVE_M", "Demonstration", "Household"]

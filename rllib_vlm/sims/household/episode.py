@@ -49,7 +49,13 @@ class Place:
         x, y, z = position or (item.x, item.y, item.z)
         width, depth, height = item.size
         return Target(
-            id=item.id, x=x, y=y, z=z, top=z + height / 2, radius=max(width, depth) / 2, depth=(width + depth) / 4
+            id=item.id,
+            x=x,
+            y=y,
+            z=z,
+            top=z + height / 2,
+            radius=max(width, depth) / 2,
+            depth=(width + depth) / 4,
         )
 
     def standing(self, item: Item) -> NDArray[np.bool_]:
@@ -121,7 +127,9 @@ def goal_mask(place: Place, task: Task) -> NDArray[np.bool_]:
 class EpisodeSource:
     """Draws episodes: everything about one follows from its seed, split, task and start."""
 
-    def __init__(self, *, house_seeds: tuple[int, int], house: Mapping[str, Any], body: Body = STRETCH) -> None:
+    def __init__(
+        self, *, house_seeds: tuple[int, int], house: Mapping[str, Any], body: Body = STRETCH
+    ) -> None:
         self._range, self._parameters, self._body = house_seeds, dict(house), body
         self._places: OrderedDict[tuple[int, Split], Place] = OrderedDict()
 

@@ -27,10 +27,14 @@ class Body:
     gripper_min: float  # of the grasp centre, arm retracted
     gripper_max: float  # of the grasp centre, arm out
     grasp_radius: float  # of the gripper's sphere
+    lift_min: float  # lowest and highest grasp centre above the floor
+    lift_max: float
     arm_width: float = 0.07  # half the width the arm sweeps
 
 
-STRETCH = Body(radius=0.25, gripper_min=0.25, gripper_max=0.75, grasp_radius=0.1)
+STRETCH = Body(
+    radius=0.25, gripper_min=0.25, gripper_max=0.75, grasp_radius=0.1, lift_min=0.2, lift_max=1.1
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

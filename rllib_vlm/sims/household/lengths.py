@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
 from rllib_vlm.sims.household.grasp import arm_actions
 from rllib_vlm.sims.household.planner import Pose, drive, wrap_deg
@@ -22,8 +25,8 @@ def expert_length(episode: Episode, robot: RobotState) -> int:
     if episode.task.name == "RoomVisit":
         length, pose = 0, episode.start
         for room in tour(episode):
-            actions, pose = _drive_to(episode, room, pose)
-            length += actions + 1
+            driven, pose = _drive_to(episode, room, pose)
+            length += driven + 1
         return length + 1
     nav, goal = episode.place.nav, episode.goal
 
@@ -72,7 +75,7 @@ def tour_length(episode: Episode) -> float:
     return total
 
 
-def _field_mask(episode: Episode, room: Room):  # type: ignore[no-untyped-def]
+def _field_mask(episode: Episode, room: Room) -> NDArray[np.bool_]:
     return episode.place.nav.mask(room, ROOM_MARGIN_M) & episode.place.reachable
 
 

@@ -128,6 +128,8 @@ class Manoeuvres:
         if self.world.graspable()[:1] == (item_id,):
             return Manoeuvre(("pickup",), "grasp")
         target = self.target(item_id, position)
+        if target.top + self.place.body.grasp_radius < self.place.body.lift_min:
+            return None  # it lies too low, probably on the floor
         mask = self.standing(target)
         if not can_stand(self.place.body, self.place.nav, mask, self.pose, target):
             distance = math.dist(self.pose.point, (target.x, target.y))
@@ -150,15 +152,15 @@ class Manoeuvres:
                 return stow
             return self._cut(rotations, "align")
         blocked = self._is_blocked()
-        rise = target.z + ABOVE_M - robot.gripper[2]
+        body = self.place.body
+        height = min(max(target.z + ABOVE_M, body.lift_min), body.lift_max)
+        rise = height - robot.gripper[2]
         lift = arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)
         if lift and not blocked:
             return self._cut(lift, "raise" if rise > 0 else "lower")
         base = (robot.x, robot.y)
         goal = math.dist(base, (target.x, target.y)) - target.depth - BEFORE_M
-        out = arm_actions(
-            goal - math.dist(base, robot.gripper[:2]), "arm_out", "arm_in", tolerance=REACHED_M
-        )
+        out = arm_actions(goal - math.dist(base, robot.gripper[:2]), "arm_out", "arm_in", tolerance=REACHED_M)
         if not out or blocked:
             self._avoided.append(base)
             return self.stow() or Manoeuvre(("move_back",), "stow")
@@ -169,6 +171,6 @@ class Manoeuvres:
         robot = self.world.robot
         now = (robot.x, robot.y, robot.yaw, robot.lift, robot.arm)
         before, self._reached_from = self._reached_from, now
-        return before is not None and max(
-            abs(a - b) for a, b in zip(now, before, strict=True)
-        ) < ARM_STEP_M / 3
+        return (
+            before is not None and max(abs(a - b) for a, b in zip(now, before, strict=True)) < ARM_STEP_M / 3
+        )

@@ -65,9 +65,7 @@ class Memory:
 
     def nearest_target(self, point: Point) -> str | None:
         """The nearest target seen so far."""
-        return min(
-            self.seen_at, key=lambda i: (math.dist(point, self.seen_at[i][:2]), i), default=None
-        )
+        return min(self.seen_at, key=lambda i: (math.dist(point, self.seen_at[i][:2]), i), default=None)
 
     def behind(self, door_id: str) -> tuple[str, ...]:
         """The rooms a door leads to that the robot has not been in."""

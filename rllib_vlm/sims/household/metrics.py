@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 def weighted_success(success: bool, shortest: float, taken: float) -> float:
-    """success * shortest / max(shortest, taken); 1 where both are 0 and the episode succeeded."""
+    """Success * shortest / max(shortest, taken); 1 where both are 0 and the episode succeeded."""
     longest = max(shortest, taken)
     return float(success) * (shortest / longest if longest > 0.0 else 1.0)
 

@@ -51,7 +51,9 @@ def observed(
         return f"{task.thing} {where(target)}"
     parts = [f"{task.thing} not seen"]
     if task.receptacle:
-        parts.append(f"{task.receptacle} {where(place)}" if place is not None else f"{task.receptacle} not seen")
+        parts.append(
+            f"{task.receptacle} {where(place)}" if place is not None else f"{task.receptacle} not seen"
+        )
     if place is None and door is not None:
         parts.append(f"{door.words} {where(door)}")
     return "; ".join(parts)
@@ -65,13 +67,11 @@ def reasoned(subgoal: str, task: Task) -> str:
         "go to target": f"go to {task.thing}",
         "look": f"look at {task.thing}",
         "go on": "new view",
-    "go to room": f"go to {task.room}" if task.room else "go to next room",
+        "go to room": f"go to {task.room}" if task.room else "go to next room",
     }
     return words.get(subgoal, subgoal)
 
 
 def predicted(subgoal: str, task: Task) -> str:
     """What the next observation should show."""
-    return PREDICTIONS[subgoal].format(
-        thing=task.thing, place=task.receptacle, room=task.room or "next room"
-    )
+    return PREDICTIONS[subgoal].format(thing=task.thing, place=task.receptacle, room=task.room or "next room")

@@ -16,6 +16,7 @@ from rllib_vlm.sims.household.floorplan import Clearance, footprint, room_walls
 from rllib_vlm.sims.household.world import House, Room
 
 MOVE_M, TURN_DEG, SMALL_TURN_DEG = 0.2, 30.0, 6.0  # SPOC's step sizes
+HEADING_DEG = 9.0  # smaller heading errors are not worth a turn: the next turn mends them
 SIGHT_HEIGHT_M = 1.2  # furniture at least this high hides what is behind it
 
 Point = tuple[float, float]
@@ -247,7 +248,7 @@ def drive(
         distance = math.dist(pose.point, goal)
         if distance < MOVE_M / 2 and goal == way[-1]:
             break
-        action = turns(pose.bearing(*goal), tolerance=5.0 if distance > 0.3 else 10.0) or "move_ahead"
+        action = turns(pose.bearing(*goal), tolerance=HEADING_DEG) or "move_ahead"
         actions.append(action)
         pose = pose.after(action)
     return actions, pose

@@ -27,6 +27,7 @@ from rllib_vlm.sims.household.world import Furniture, Room
 
 LOOK_TURN = ("rotate_left", "rotate_left", "rotate_left")
 VANTAGE_M = (0.25, 1.0)  # from a receptacle's edge: where the things on it can be told apart
+_FULL_TURN = 12 // len(LOOK_TURN)  # turns that go all the way round
 _ELSEWHERE_M = 1.2  # another place to look around from is at least this far away
 _ASIDE_M = 0.8  # another look from at least this far away
 
@@ -37,6 +38,7 @@ class SearchExpert(HouseholdExpert):
     def _start(self) -> None:
         super()._start()
         self._committed: str | None = None  # the room it is on its way to
+        self._turns_for_door = 0  # made since it has looked around, for a door to come into view
         self._spot: Point | None = None  # the place it is on its way to, to look around there
 
     def decide(self) -> Manoeuvre | None:
@@ -127,6 +129,10 @@ class SearchExpert(HouseholdExpert):
             return self._turn()
         if not candidates:
             return self._stand_elsewhere(room)
+        if not any(d.id in self.memory.now for d in candidates) and self._turns_for_door < _FULL_TURN:
+            # Turning on until a door shows is easier to learn than turning to one out of view.
+            self._turns_for_door += 1
+            return self._turn()
         return self._through(min(candidates, key=self._preference))
 
     def _stand_elsewhere(self, room: Room) -> Manoeuvre | None:
@@ -166,7 +172,7 @@ class SearchExpert(HouseholdExpert):
         behind = self.memory.behind(door.id)
         if not behind:
             return None
-        self._committed = behind[0]
+        self._committed, self._turns_for_door = behind[0], 0
         return self.enter(self._room(self._committed), "go to door")
 
     def _go_on(self, room: Room) -> Manoeuvre | None:

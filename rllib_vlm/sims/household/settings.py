@@ -85,7 +85,9 @@ def check_settings(
     seeds = pair("house_seeds", house_seeds, 0)
     if seeds[0] == seeds[1]:
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
-    size = pair("camera_size", sorted(camera_size) if isinstance(camera_size, list | tuple) else camera_size, 16)
+    size = pair(
+        "camera_size", sorted(camera_size) if isinstance(camera_size, list | tuple) else camera_size, 16
+    )
     if size[0] >= 16 and isinstance(camera_size, list | tuple) and len(camera_size) == 2:
         size = (camera_size[0], camera_size[1])
     checked_weights, wrong = reward_weights(weights)
@@ -108,7 +110,9 @@ def _max_steps(given: Any, problems: list[str]) -> dict[TaskName, int]:
         given = dict.fromkeys(TASKS, given)
     for name, limit in given.items():
         if name not in limits:
-            problems.append(f"max_steps has no {name!r}.{did_you_mean(str(name), TASKS)} Known: {', '.join(TASKS)}")
+            problems.append(
+                f"max_steps has no {name!r}.{did_you_mean(str(name), TASKS)} Known: {', '.join(TASKS)}"
+            )
         elif isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             problems.append(f"max_steps {limit!r} for {name} is not a whole number from 1 up")
         else:

@@ -46,23 +46,25 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
 
     One line a thing, as few tokens as it takes: `red mug right 92 6 up 12 out 24`. The bearing from
     the heading is in degrees (exact to 2 within `NEAR_M`, else to 6), the distance in decimetres;
+    Furniture that stands in another room says so (`oak desk in office left 12 40`).
     `up` and `out` (items within `NEAR_M` on the arm's side) say how far the gripper has to go, in
     centimetres.
     """
     room = scene.room
     lines = [f"in the {room.type}" if room is not None else "in a doorway"]
     seen = [s for s in scene.look() if s.id != scene.world.robot.held]
-    lines += [_line(s, scene.world.robot) for s in seen[:max_lines]]
+    lines += [_line(s, scene.world.robot, room.type if room is not None else None) for s in seen[:max_lines]]
     lines.append(proprioception(scene.world.robot, held, failed))
     return "\n".join(lines)
 
 
-def _line(seen: Sighting, robot: RobotState) -> str:
+def _line(seen: Sighting, robot: RobotState, here: str | None) -> str:
     near = seen.distance <= NEAR_M
     step = 2 if near else 6
     angle = step * round(seen.bearing / step)
     side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
-    words = f"{seen.words} {side} {abs(angle)} {round(10 * seen.distance)}"
+    room = f" in {seen.room}" if seen.kind == "furniture" and seen.room != here else ""
+    words = f"{seen.words}{room} {side} {abs(angle)} {round(10 * seen.distance)}"
     if near and seen.kind == "item" and -130.0 <= seen.bearing <= -50.0:
         up = round(100 * (seen.z - robot.gripper[2]))
         out = round(100 * (seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])))

@@ -125,9 +125,7 @@ def test_loss_and_gradients_equal_a_plain_reference_without_packing(
         value_loss_coeff=0.7,
     )
     loss, expected = reference_gradients(config, module, episodes)
-    result = learner.update(
-        episodes=episodes, plan=plan_of(config, normalize_advantages=True), timesteps={}
-    )
+    result = learner.update(episodes=episodes, plan=plan_of(config, normalize_advantages=True), timesteps={})
     assert float(result["default_policy"]["total_loss"].peek()) == pytest.approx(loss, abs=1e-5)
     found = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     assert set(found) == set(expected)

@@ -14,12 +14,12 @@ from rllib_vlm.models.sampling import token_logprobs
 from rllib_vlm.types import Message, SamplingParams
 
 
-def make(**config):
+def make(*, inference_only=False, **config):
     return VLMRLModule(
         model_config={"family": "qwen2_5_vl", **MODEL, **config},
         observation_space=None,
         action_space=None,
-        inference_only=config.pop("inference_only", False),
+        inference_only=inference_only,
     )
 
 
@@ -36,7 +36,7 @@ def test_log_probs_and_entropy_are_those_of_the_sampling_distribution(module):
         out = module.forward_train(batch, with_entropy=True, sampling=sampling)
         hidden = module._hidden(batch)  # noqa: SLF001
     mask = batch["turn_ids"] >= 0
-    b, t = (mask[0].nonzero()[0, 0] * 0, int(mask[0].nonzero()[0, 0]))
+    b, t = 0, int(mask[0].nonzero()[0, 0])
     logits = module.family.logits(hidden[b, t - 1])
     expected = token_logprobs(logits, batch["token_ids"][b, t], sampling)
     torch.testing.assert_close(out[VLMColumns.LOGPROBS][b, t], expected)

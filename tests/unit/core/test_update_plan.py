@@ -22,9 +22,7 @@ def test_falling_schedules_end_at_the_final_fraction(schedule, middle):
 
 
 def test_linear_and_cosine_differ_off_the_middle():
-    linear, cosine = (
-        learning_rate(1.0, 2, schedule=s, total=10) for s in ("linear", "cosine")
-    )
+    linear, cosine = (learning_rate(1.0, 2, schedule=s, total=10) for s in ("linear", "cosine"))
     assert linear == pytest.approx(0.8)
     assert cosine == pytest.approx(0.5 * (1 + np.cos(0.2 * np.pi)))
 

@@ -20,7 +20,9 @@ BOTH = pytest.mark.parametrize("process", ["inline", "subprocess"])
 def make_pool(request):
     pools = []
 
-    def make(process: str, slots: int = 2, env: str = "frozen_lake", deadlines=None, **config: Any) -> SlotPool:
+    def make(
+        process: str, slots: int = 2, env: str = "frozen_lake", deadlines=None, **config: Any
+    ) -> SlotPool:
         pool = SlotPool(
             SimulatorFactory(env, {**LAKE, **config}), slots, process=process, deadlines=deadlines
         )
