@@ -54,6 +54,8 @@ ALGORITHMS = {
 
 CALLBACKS = {
     "report": "rllib_vlm.callbacks.report:Report",
+    "gallery": "rllib_vlm.callbacks.gallery:Gallery",
+    "metrics": "rllib_vlm.callbacks.metrics:Metrics",
 }
 
 TABLES: dict[str, dict[str, str]] = {

@@ -24,8 +24,10 @@ from ray.rllib.utils.metrics import (
     TIMERS,
     WEIGHTS_SEQ_NO,
 )
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -38,7 +40,6 @@ from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
 from rllib_vlm.errors import SimulatorError
 
 RUN_STATE = "run_state"
-_ATTEMPTS = 3  # times work of runners that died is given to others before the run fails
 
 
 class VLMAlgorithm(Algorithm):
@@ -133,7 +134,7 @@ class VLMAlgorithm(Algorithm):
         tasks = self._draw_tasks(config.groups_per_update)
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes = self._play(
-                self.env_runner_group, "play_groups", tasks, ENV_RUNNER_RESULTS, level=state.level
+                self.env_runner_group, "play_groups", tasks, self._log_runner_metrics, level=state.level
             )
         with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
             self._give_credit(episodes)
@@ -182,7 +183,7 @@ class VLMAlgorithm(Algorithm):
             self.env_runner_group,
             "play_demonstrations",
             self._draw_tasks(count),
-            ENV_RUNNER_RESULTS,
+            self._log_runner_metrics,
             policy_share=config.warm_start_policy_share,
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
@@ -212,44 +213,18 @@ class VLMAlgorithm(Algorithm):
             order = np.random.default_rng([self.config.seed or 0, position // size]).permutation(size)
             chosen.append(int(indices[order[position % size]]))
         self.run_state.demonstration_cursor += count
-        return self._play(self.env_runner_group, "read_demonstrations", chosen, ENV_RUNNER_RESULTS, path=path)
+        return self._play(
+            self.env_runner_group, "read_demonstrations", chosen, self._log_runner_metrics, path=path
+        )
 
     def _play(
-        self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], key: str, **kwargs: Any
+        self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], log: Any, **kwargs: Any
     ) -> list[Any]:
-        """What the runners make of `tasks`, in the order of the tasks; work of runners that die goes to others.
+        """See `algorithms.dispatch.play`."""
+        return play(group, method, tasks, kwargs, on_metrics=log, on_loss=self.restore_env_runners)
 
-        Raises:
-            SimulatorError: no runner is left to do it.
-        """
-        if not group.num_remote_env_runners():
-            outcome, metrics = getattr(group.local_env_runner, method)(list(tasks), **kwargs)
-            self.metrics.aggregate([metrics], key=key)
-            return list(outcome)
-        found: dict[int, list[Any]] = {}
-        for _ in range(_ATTEMPTS):
-            left = [i for i in range(len(tasks)) if i not in found]
-            if not left:
-                break
-            runners = group.healthy_env_runner_ids()
-            shares = {r: left[k :: len(runners)] for k, r in enumerate(runners) if left[k :: len(runners)]}
-            outcomes = group.foreach_env_runner(
-                method,
-                kwargs=[{"tasks": [tasks[i] for i in share], **kwargs} for share in shares.values()],
-                local_env_runner=False,
-                remote_worker_ids=list(shares),
-            )
-            if len(outcomes) == len(shares):
-                for share, (items, _) in zip(shares.values(), outcomes, strict=True):
-                    found |= _by_task(share, items)
-                self.metrics.aggregate([metrics for _, metrics in outcomes], key=key)
-            else:  # some died: which outcome is whose is no longer known
-                self.restore_env_runners(group)
-        else:
-            raise SimulatorError(
-                f"env runners died {_ATTEMPTS} times in a row during {method}; see their logs"
-            )
-        return [item for i in sorted(found) for item in found[i]]
+    def _log_runner_metrics(self, metrics: Any) -> None:
+        self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """Estimators that compare siblings need whole groups, which only the driver has."""
@@ -351,13 +326,15 @@ class VLMAlgorithm(Algorithm):
             self._sync_weights(group)
         start = time.perf_counter()
         tasks = heldout_tasks(int(config.evaluation_duration))
-        episodes = self._play(group, "play_heldout", tasks, f"{EVALUATION_RESULTS}_{ENV_RUNNER_RESULTS}")
+        own = MetricsLogger(root=True)  # of this evaluation alone
+        episodes = self._play(group, "play_heldout", tasks, lambda m: own.aggregate([m]))
         reached = state.milestones(config)
         record: dict[str, Any] = {
             **summarize(episodes),
             "at": reached[0] if reached else "interval",
             "num_updates": state.updates,
             "wall_s": time.perf_counter() - start,
+            ENV_RUNNER_RESULTS: own.compile(),
         }
         for milestone in reached:
             state.evaluations.setdefault(milestone, record)
@@ -387,14 +364,6 @@ class VLMAlgorithm(Algorithm):
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights(self.env_runner_group)
-
-
-def _by_task(share: Sequence[int], items: Sequence[Any]) -> dict[int, list[Any]]:
-    """Items by the task they belong to: a whole group per task, or what is left of fewer demonstrations."""
-    if len(items) % len(share):
-        return {share[0]: list(items)} | {i: [] for i in share[1:]}
-    size = len(items) // len(share)
-    return {i: list(items[k * size : (k + 1) * size]) for k, i in enumerate(share)}
 
 
 def _without_nan(results: dict[str, Any]) -> dict[str, Any]:

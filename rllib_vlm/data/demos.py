@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from rllib_vlm.data.demonstrations import DemonstrationWriter, ShardBuffer
 from rllib_vlm.data.images import Codec
@@ -219,7 +226,7 @@ _counter: Any = None
 
 
 def _start(player: _Player, counter: Any) -> None:
-    global _player, _counter  # noqa: PLW0603  an initializer has no other place to leave its result
+    global _player, _counter
     _player, _counter = player, counter
     Finalize(player, player.close, exitpriority=10)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +28,14 @@ from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
 from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.env.creators import simulator_factory
+from rllib_vlm.env.played import Played, without_views
 from rllib_vlm.env.recorded import recorded_episode
 from rllib_vlm.env.rollout import DemonstrationSettings, EpisodeQueue, Rollout, RolloutSettings
 from rllib_vlm.env.rollout_metrics import log_rollout
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
+from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt
 
 logger = logging.getLogger(__name__)
@@ -141,14 +143,12 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         groups = math.ceil(num_episodes / size) if num_episodes else max(1, self.num_envs // size)
         return self._play_groups([self.tasks.draw() for _ in range(groups)], greedy=explore is False)
 
-    # What the algorithm calls. Each gives the episodes and this runner's metrics.
+    # What the algorithm calls: work by the task, and what became of it.
 
-    def play_groups(
-        self, tasks: Sequence[Task], level: float | None = None
-    ) -> tuple[list[SingleAgentEpisode], Any]:
+    def play_groups(self, tasks: Sequence[Task], level: float | None = None) -> Played:
         """Plays training tasks, a whole group each, by the policy; `level` is the curriculum's."""
         self.level = level
-        return self._play_groups(tasks), self.get_metrics()
+        return self._played(lambda: without_views(self._play_groups(tasks)))
 
     def play_demonstrations(
         self,
@@ -157,27 +157,35 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         mixing: str = "turn",
         only_successes: bool = False,
         level: float | None = None,
-    ) -> tuple[list[SingleAgentEpisode], Any]:
+    ) -> Played:
         """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
         self.level = level
-        episodes = self._play_demonstrations(tasks, policy_share, mixing, only_successes)
-        return episodes, self.get_metrics()
+        return self._played(
+            lambda: without_views(self._play_demonstrations(tasks, policy_share, mixing, only_successes))
+        )
 
-    def play_heldout(self, tasks: Sequence[Task]) -> tuple[list[EpisodeSummary], Any]:
-        """Plays held-out tasks, an episode each, by the settings of evaluation."""
-        episodes = self.sample_heldout(tasks)
-        return [EpisodeSummary.of(episode) for episode in episodes], self.get_metrics()
+    def play_heldout(self, tasks: Sequence[Task]) -> Played:
+        """Plays held-out tasks, an episode each, by the settings of evaluation; gives `EpisodeSummary`s."""
+        return self._played(lambda: [EpisodeSummary.of(e) for e in self.sample_heldout(tasks)])
 
-    def read_demonstrations(
-        self, tasks: Sequence[int], path: str = ""
-    ) -> tuple[list[SingleAgentEpisode], Any]:
+    def read_demonstrations(self, tasks: Sequence[int], path: str = "") -> Played:
         """Reads recorded episodes, by index, into prompts and answers of this policy's model."""
+        return self._played(lambda: without_views(self._read_demonstrations(tasks, path)))
+
+    def _played(self, work: Callable[[], list[Any]]) -> Played:
+        try:
+            items, error = work(), None
+        except RLlibVLMError as raised:  # a mistake of the user's, not a fault of this actor
+            items, error = [], raised
+        return Played(worker=self.worker_index or 0, items=items, metrics=self.get_metrics(), error=error)
+
+    def _read_demonstrations(self, indices: Sequence[int], path: str) -> list[SingleAgentEpisode]:
         with DemonstrationReader(path) as reader:
             episodes = [
                 recorded_episode(reader.read(index), self._render_prompts, self._expert_completion)
-                for index in tasks
+                for index in indices
             ]
-        return [e for e in episodes if len(e)], self.get_metrics()
+        return [e for e in episodes if len(e)]
 
     def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
         settings = self._settings(self.config, level=self.level, greedy=greedy)

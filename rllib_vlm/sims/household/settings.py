@@ -85,11 +85,7 @@ def check_settings(
     seeds = pair("house_seeds", house_seeds, 0)
     if seeds[0] == seeds[1]:
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
-    size = pair(
-        "camera_size", sorted(camera_size) if isinstance(camera_size, list | tuple) else camera_size, 16
-    )
-    if size[0] >= 16 and isinstance(camera_size, list | tuple) and len(camera_size) == 2:
-        size = (camera_size[0], camera_size[1])
+    size = _camera_size(camera_size, problems)
     checked_weights, wrong = reward_weights(weights)
     problems += wrong
     steps = _max_steps(max_steps, problems)
@@ -99,6 +95,17 @@ def check_settings(
         split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
     )  # fmt: skip
+
+
+def _camera_size(given: Any, problems: list[str]) -> tuple[int, int]:
+    try:
+        width, height = (int(v) for v in given)
+        if min(width, height) >= 16:
+            return width, height
+    except (TypeError, ValueError):
+        pass
+    problems.append(f"camera_size={given!r} is not (width, height) in pixels, each at least 16")
+    return 16, 16
 
 
 def _max_steps(given: Any, problems: list[str]) -> dict[TaskName, int]:

@@ -46,9 +46,8 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
 
     One line a thing, as few tokens as it takes: `red mug right 92 6 up 12 out 24`. The bearing from
     the heading is in degrees (exact to 2 within `NEAR_M`, else to 6), the distance in decimetres;
-    Furniture that stands in another room says so (`oak desk in office left 12 40`).
     `up` and `out` (items within `NEAR_M` on the arm's side) say how far the gripper has to go, in
-    centimetres.
+    centimetres. Furniture that stands in another room says so: `oak desk in office left 12 40`.
     """
     room = scene.room
     lines = [f"in the {room.type}" if room is not None else "in a doorway"]

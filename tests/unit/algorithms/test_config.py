@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from tiny import tiny_config
+
+from rllib_vlm.algorithms.grpo import VLMGRPOConfig
+from rllib_vlm.algorithms.ppo import VLMPPO, VLMPPOConfig
+from rllib_vlm.algorithms.sft import VLMSFTConfig
+from rllib_vlm.errors import ConfigErrors
+
+
+def test_builders_set_what_they_name_and_refuse_what_they_do_not():
+    config = VLMPPOConfig()
+    same = config.prompting(parser="json", max_actions_per_turn=3).generation(stop="</answer>")
+    assert same is config
+    assert (config.parser, config.max_actions_per_turn, config.stop) == ("json", 3, ("</answer>",))
+    config.simulation(process="subprocess", max_turns=7).warm_start(updates=3, lr=0.1)
+    assert config.simulator_process == "subprocess" and config.max_turns == 7
+    assert config.warm_start_updates == 3 and config.warm_start_lr == 0.1
+    config.training(lr=0.5, clip_high=0.3, num_epochs=4).learners(torch_threads=3, num_learners=2)
+    assert (config.lr, config.clip_high, config.num_epochs) == (0.5, 0.3, 4)
+    assert (config.learner_torch_threads, config.num_learners) == (3, 2)
+    config.evaluation(evaluation_at="final", evaluation_duration=3)
+    assert config.evaluation_at == ("final",) and config.evaluation_duration == 3
+    for section, typo in (
+        ("prompting", "parsr"),
+        ("generation", "temp"),
+        ("simulation", "proces"),
+        ("warm_start", "update"),
+        ("training", "clip"),
+    ):
+        with pytest.raises(TypeError, match=typo):
+            getattr(config, section)(**{typo: 1})
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "sft"])
+def test_the_defaults_are_valid(name):
+    tiny_config(name).validate()
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    config = tiny_config("ppo").prompting(parser="free_thnk", history="last_")
+    config.training(credit="gea", loss_reduction="token_men", clip_low=-1)
+    config.evaluation(evaluation_config={"temperatur": 0.0})
+    with pytest.raises(ConfigErrors) as error:
+        config.validate()
+    said = str(error.value)
+    for meant in ("free_think", "gae", "token_mean", "clip_low", "temperature"):
+        assert meant in said
+    assert len(error.value.errors) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.training(loss_reduction="fixed"), "loss_reduction_constant"),
+        (lambda c: c.prompting(max_prompt_tokens=4000), "row_tokens"),
+        (lambda c: c.generation(temperature=0.0), "greedy"),
+        (lambda c: c.training(lr_schedule="cosine"), "total_updates"),
+        (lambda c: c.learners(num_learners=2).training(groups_per_update=1), "groups_per_update"),
+        (lambda c: c.simulation(curriculum={"start": 0.1}), "threshold"),
+        (lambda c: c.simulation(curriculum={"updates": 3, "stpe": 1}), "step"),
+        (lambda c: c.training(grad_clip_by="value"), "global_norm"),
+        (lambda c: c.rl_module(model_config={"size": "tiny", "value_head": {"per": "x"}}), "per is 'x'"),
+        (lambda c: c.environment("frozen_lak"), "frozen_lake"),
+        (lambda c: c.generation(top_p=0.0), "top_p"),
+        (lambda c: c.evaluation(evaluation_at="finale"), "final"),
+        (lambda c: c.training(lr=[[0, 1.0]]), "lr_schedule"),
+    ],
+)
+def test_combinations_that_cannot_work(change, said):
+    config = tiny_config("ppo")
+    change(config)
+    with pytest.raises(ConfigErrors, match=said):
+        config.validate()
+
+
+def test_a_configuration_survives_rllibs_dictionaries_and_pickle():
+    config = tiny_config("ppo").prompting(history={"name": "last_k", "k": 2}).evaluation(evaluation_at="start")
+    again = VLMPPOConfig().update_from_dict(config.to_dict())
+    for one in (again, pickle.loads(pickle.dumps(config)), config.copy()):
+        assert one.history == {"name": "last_k", "k": 2}
+        assert one.evaluation_at == ("start",)
+        assert one.env == "frozen_lake" and one.env_config["size"] == 3
+        assert one.model_config["hidden_size"] == 32
+        assert one.sampling_params == config.sampling_params
+
+
+def test_evaluation_overrides_only_what_it_names():
+    config = tiny_config("ppo").generation(temperature=0.7, max_new_tokens=9)
+    config.evaluation(evaluation_config={"temperature": 0.0})
+    evaluation = config.get_evaluation_config_object()
+    evaluation.validate()
+    assert evaluation.sampling_params.temperature == 0.0
+    assert evaluation.sampling_params.max_new_tokens == 9
+    assert config.sampling_params.temperature == 0.7
+
+
+def test_a_critic_is_built_exactly_where_one_is_needed():
+    assert VLMPPOConfig().model_config["value_head"] is True
+    assert VLMGRPOConfig().model_config["value_head"] is False
+    assert VLMSFTConfig().model_config["value_head"] is False
+    config = VLMPPOConfig().rl_module(model_config={"value_head": {"per": "turn"}})
+    assert config.model_config["value_head"] == {"per": "turn"}
+    assert config.model_config["family"] == "qwen2_5_vl"
+
+
+def test_loss_terms_are_those_with_a_coefficient():
+    config = VLMPPOConfig().training(entropy_coeff=0.01, kl_coeff=0.0)
+    assert set(config.loss_settings().active) == {"policy", "value", "entropy"}
+    assert set(config.loss_settings(critic_only=True).active) == {"value"}
+    assert set(config.imitation_settings().active) == {"imitation"}
+    settings = VLMGRPOConfig().loss_settings()
+    assert (settings.clip_low, settings.clip_high) == (0.2, 0.28)
+    assert VLMPPOConfig().training(clip_low=0.1).loss_settings().clip_high == 0.1
+
+
+def test_a_tune_trial_asks_for_what_its_parts_need():
+    config = tiny_config("ppo").env_runners(num_env_runners=2, num_cpus_per_env_runner=0.5)
+    bundles = VLMPPO.default_resource_request(config).bundles
+    assert [b["CPU"] for b in bundles] == [1.0, 0.5, 0.5]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_config
+
+from rllib_vlm.algorithms.run_state import RunState
+
+
+def test_phases_follow_each_other_by_updates():
+    config = tiny_config("ppo").warm_start(updates=2).training(total_updates=1)
+    state = RunState()
+    state.advance(config)
+    assert state.phase == "warm_start" and state.milestones(config) == ["start"]
+    state.warm_start_updates = 1
+    state.advance(config)
+    assert state.phase == "warm_start" and state.milestones(config) == []
+    state.warm_start_updates = 2
+    state.advance(config)
+    assert state.phase == "rl" and state.milestones(config) == ["warm_start_end"]
+    state.updates = 1
+    state.advance(config)
+    assert state.phase == "finished" and state.milestones(config) == ["final"]
+
+
+def test_phases_end_by_time_too():
+    config = tiny_config("ppo").warm_start(updates=100, time_budget_s=5.0).training(time_budget_s=7.0)
+    state = RunState(warm_start_updates=3, warm_start_s=5.1)
+    state.advance(config)
+    assert state.phase == "rl"
+    state.rl_s = 6.9
+    state.advance(config)
+    assert state.phase == "rl"
+    state.rl_s = 7.0
+    state.advance(config)
+    assert state.phase == "finished"
+
+
+def test_without_a_warm_start_the_beginning_is_its_end():
+    config = tiny_config("ppo")
+    state = RunState()
+    state.advance(config)
+    assert state.phase == "rl"
+    assert state.milestones(config) == ["warm_start_end", "start"]
+
+
+def test_a_linear_curriculum_rises_with_the_updates():
+    config = tiny_config("ppo").simulation(curriculum={"start": 0.2, "end": 1.0, "updates": 4})
+    state = RunState(level=0.2)
+    levels = []
+    for update in range(1, 6):
+        state.updates = update
+        state.learn_from(0.0, config)
+        levels.append(state.level)
+    assert levels == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_a_curriculum_on_success_waits_for_it():
+    config = tiny_config("ppo").simulation(curriculum={"start": 0.0, "step": 0.5, "threshold": 0.7})
+    state = RunState(level=0.0)
+    levels = []
+    for rate in (0.6, 0.7, 0.1, 0.9, 1.0):
+        state.learn_from(rate, config)
+        levels.append(state.level)
+    assert levels == [0.0, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_it_survives_a_checkpoint():
+    state = RunState(phase="rl", updates=3, task_cursor=9, level=0.5, evaluations={"start": {"x": 1}})
+    assert RunState.from_dict(state.to_dict()) == state

@@ -1,0 +1,263 @@
+"""The household environment: arguments, episodes, rewards, ends, observations."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import rllib_vlm.sims
+from rllib_vlm.errors import ConfigErrors, SimulatorError, UnknownNameError
+from rllib_vlm.sims.household.env import Household
+from rllib_vlm.sims.household.tasks import TASKS, TaskName
+from rllib_vlm.sims.household.text_view import NEAR_M
+from rllib_vlm.sims.household.world import ACTIONS
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[Household]:
+    """All tasks, text only (no rendering)."""
+    e = Household(tasks=TASKS, observation="text")
+    yield e
+    e.close()
+
+
+def solve(env: Household, limit: int = 60) -> tuple[float, dict[str, Any]]:
+    """The planner plays; the rewards' sum and the last info."""
+    expert, total = env.expert(max_actions=5, kind="planner"), 0.0
+    for _ in range(limit):
+        _, reward, terminated, truncated, info = env.turn(expert().actions)
+        total += reward
+        if terminated or truncated:
+            return total, info
+    raise AssertionError("the planner does not come to an end")
+
+
+def test_registered_and_sound_for_gymnasium() -> None:
+    rllib_vlm.sims.register()  # again does nothing
+    made = gym.make("rllib_vlm/Household-v0", camera_size=(40, 30), render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(made.unwrapped)
+    made.reset(seed=0)
+    assert made.render().shape == (30, 80, 3)  # type: ignore[union-attr]
+    made.close()
+
+
+def test_every_wrong_argument_is_named() -> None:
+    with pytest.raises(ConfigErrors) as error:
+        Household(
+            split="tests", tasks=("Fecth", "RoomNav"), rooms=(1, 1), furniture=(3, 2), items=(0, 4),  # type: ignore[arg-type]
+            observation="visoin", camera_size=(4, 4), reward="spock", reward_weights={"succes": 1},  # type: ignore[arg-type]
+            max_steps={"Fetch": 0, "Fly": 3}, house_seeds=(5, 5), start="there", curriculum="c", world="w",  # type: ignore[arg-type,dict-item]
+        )  # fmt: skip
+    assert len(error.value.errors) == 15
+    text = str(error.value)
+    for hint in (
+        "Did you mean 'Fetch'",
+        "Did you mean 'vision'",
+        "Did you mean 'spoc'",
+        "Did you mean 'success'",
+    ):
+        assert hint in text
+
+
+def test_action_space_is_spocs() -> None:
+    assert len(ACTIONS) == 20
+    assert ACTIONS.names[:6] == ("move_ahead", "rotate_right", "rotate_left", "move_back", "done", "sub_done")
+
+
+def test_same_seed_and_options_same_episode(env: Household) -> None:
+    def trace(seed: int, **options: Any) -> list[Any]:
+        observation, info = env.reset(seed=seed, options=options)
+        out: list[Any] = [observation["text"], info]
+        for action in ("rotate_left", "move_ahead", "move_ahead", "arm_up", "pickup"):
+            observation, reward, *_ = env.step(ACTIONS.index(action))
+            out += [observation["text"], reward]
+        return out
+
+    assert trace(5) == trace(5)
+    assert trace(5) != trace(6)
+    assert trace(5, split="heldout")[1]["split"] == "heldout"
+    assert trace(5, split="heldout")[1]["house"] != trace(5)[1]["house"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_planner_succeeds_and_success_pays(env: Household, task: TaskName, split: str) -> None:
+    env.reset(seed=7, options={"task": task, "split": split})
+    total, info = solve(env)
+    metrics = info["metrics"]
+    assert info["success"] is True
+    assert info["task"] == task
+    assert total >= 10.0
+    assert metrics["success"] == 1.0
+    assert 0.5 < metrics["sel"] <= 1.0
+    assert 0.5 < metrics["spl"] <= 1.0
+    assert metrics["picked_up"] == (task in ("Fetch", "PickUp"))
+    if task == "RoomVisit":
+        assert metrics["rooms_marked"] == metrics["rooms_visited"] == len(env.episode.house.rooms)
+    with pytest.raises(SimulatorError, match="reset"):
+        env.step(0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_done_at_the_start_fails(env: Household, task: TaskName) -> None:
+    seed = next(s for s in range(20) if not _starts_in_view(env, task, s))
+    env.reset(seed=seed, options={"task": task})
+    _, reward, terminated, truncated, info = env.turn(["done", "move_ahead"])
+    assert (reward, terminated, truncated, info["success"]) == (0.0, True, False, False)
+    assert info["metrics"]["episode_length"] == 1.0  # the turn's rest is cut
+
+
+def _starts_in_view(env: Household, task: TaskName, seed: int) -> bool:
+    env.reset(seed=seed, options={"task": task})
+    return env.succeeded()
+
+
+def test_truncated_after_the_limit_and_idle_counts() -> None:
+    env = Household(observation="text", max_steps=4, reward_weights={"horizon": -3.0, "step": -0.5})
+    env.reset(seed=0)
+    assert env.idle()[1:4] == (-0.5, False, False)
+    assert env.turn([])[3] is False
+    _, reward, terminated, truncated, info = env.turn(["rotate_left", "rotate_right", "rotate_left"])
+    assert (terminated, truncated, info["success"]) == (False, True, False)
+    assert reward == pytest.approx(-4.0)
+    assert info["metrics"]["episode_length"] == 4.0
+    env.close()
+
+
+def test_shaped_reward_of_a_fetch_adds_up(env: Household) -> None:
+    _, info = env.reset(seed=11, options={"task": "Fetch"})
+    start = env.episode.distance(env.episode.start.x, env.episode.start.y)
+    total, info = solve(env)
+    assert info["success"]
+    # Success, graspable, held, all the way, and most of the last metre of the gripper.
+    assert 20.0 + start + 2.5 < total <= 20.0 + start + 5.0 + 1e-6
+
+
+def test_sparse_reward_is_success_alone() -> None:
+    env = Household(observation="text", reward="spoc_sparse")
+    env.reset(seed=11)
+    assert solve(env)[0] == 10.0
+    env.close()
+
+
+def test_vagen_ends_once_the_target_is_held() -> None:
+    env = Household(observation="text", reward="vagen")
+    env.reset(seed=11)
+    total, info = solve(env)
+    assert total == 10.0
+    assert info["success"]
+    assert env.holds_target()
+    env.reset(seed=11)
+    x, y, _ = env.world.position(env.task.targets[0])
+    env.world.place(x + 0.3, y, 0.0)  # type: ignore[attr-defined]
+    _, reward, terminated, _, info = env.step(ACTIONS.index("sub_done"))
+    assert (reward, terminated, info["success"]) == (10.0, True, True)
+    env.close()
+
+
+def test_room_visit_marks_each_room_once(env: Household) -> None:
+    env.reset(seed=2, options={"task": "RoomVisit"})
+    first, again = env.turn(["sub_done"]), env.turn(["sub_done"])
+    assert (first[1], again[1]) == (2.0, -0.2)
+    assert "failed sub_done" in again[0]["text"]
+    env.reset(seed=2, options={"task": "Fetch"})
+    assert "failed sub_done" in env.turn(["sub_done"])[0]["text"]
+
+
+@pytest.mark.parametrize(("start", "farthest"), [("near", 1.2), ("same_room", 8.0), ("anywhere", 99.0)])
+def test_starts(env: Household, start: str, farthest: float) -> None:
+    for seed in range(6):
+        env.reset(seed=seed, options={"task": "Fetch", "start": start})
+        episode = env.episode
+        item = episode.items[episode.task.targets[0]]
+        assert episode.distance(episode.start.x, episode.start.y) <= farthest + 0.1
+        if start != "anywhere":
+            room = episode.house.room_at(item.x, item.y)
+            assert room == episode.house.room_at(episode.start.x, episode.start.y)
+        if start == "near":
+            assert abs(episode.start.bearing(item.x, item.y)) <= 30.0
+
+
+def test_curriculum_level_sets_the_start() -> None:
+    env = Household(observation="text", curriculum="short_to_full_fetch")
+
+    def kinds(**options: Any) -> list[str]:
+        return [env.reset(seed=s, options=options)[1]["start"] for s in range(12)]
+
+    assert kinds(level=0.0).count("near") >= 7
+    assert set(kinds(level=1.0)) == {"anywhere"}
+    assert set(kinds()) == {"anywhere"}  # no level: the full task, as in evaluation
+    env.close()
+
+
+def test_unknown_reset_options(env: Household) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'level'"):
+        env.reset(options={"levl": 1})
+
+
+def test_step_before_reset() -> None:
+    with pytest.raises(SimulatorError, match="reset"):
+        Household().step(0)
+
+
+def test_observation_modes() -> None:
+    texts = {}
+    for mode in ("vision", "text", "both"):
+        env = Household(observation=mode, camera_size=(48, 32))  # type: ignore[arg-type]
+        observation, _ = env.reset(seed=1)
+        assert observation in env.observation_space
+        assert ("images" in observation) == (mode != "text")
+        if mode != "text":
+            assert observation["images"].shape == (2, 32, 48, 3)
+            assert observation["images"].std() > 5.0
+        texts[mode] = observation["text"]
+        env.close()
+    assert texts["vision"] == "lift 70 arm 0 holding nothing ok"
+    assert texts["text"] == texts["both"]
+    assert texts["text"].endswith(texts["vision"])
+
+
+def test_the_text_says_where_things_are(env: Household) -> None:
+    """A line's bearing and distance are those of the thing it names, near the gripper to the centimetre."""
+    env.reset(seed=3, options={"task": "Fetch", "start": "near"})
+    target = env.episode.items[env.task.targets[0]]
+    x, y, z = env.world.position(target.id)
+    robot = env.world.robot
+    observation, *_ = env.turn(["rotate_left_small"])
+    lines = [line for line in observation["text"].splitlines() if line.startswith(env.task.thing)]
+    assert lines, observation["text"]
+    side, angle, decimetres = lines[0][len(env.task.thing) :].split()[:3]
+    pose = env.scene.pose
+    bearing = pose.bearing(x, y)
+    assert side == ("left" if bearing > 1 else "right" if bearing < -1 else "ahead")
+    distance = math.dist((robot.x, robot.y), (x, y))
+    assert int(angle) == pytest.approx(abs(bearing), abs=1.01 if distance <= NEAR_M else 3.01)
+    assert int(decimetres) == pytest.approx(10 * distance, abs=0.51)
+
+
+def test_turn_renders_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Household(camera_size=(32, 32))
+    env.reset(seed=0)
+    drawn = []
+    world = env.world
+    render = world.render
+    monkeypatch.setattr(world, "render", lambda: drawn.append(1) or render())  # type: ignore[func-returns-value]
+    env.turn(["rotate_left", "rotate_left", "move_ahead"])
+    assert len(drawn) == 1
+    env.close()
+
+
+def test_close_and_go_on() -> None:
+    env = Household(observation="text")
+    first = env.reset(seed=4)[0]
+    env.close()
+    env.close()
+    assert np.array_equal(first["text"], env.reset(seed=4)[0]["text"])
+    env.close()
