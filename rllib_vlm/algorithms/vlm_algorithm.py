@@ -78,7 +78,6 @@ class VLMAlgorithm(Algorithm):
     def step(self) -> dict[str, Any]:
         before = self._evaluate_if_due()  # of a run that begins, or one whose evaluation was interrupted
         results: dict[str, Any] = super().step()
-        results = _without_nan(results)  # RLlib keeps keys of metrics that had no value this time
         if before is not None:
             results.setdefault(EVALUATION_RESULTS, before)
         after = self._evaluate_if_due()
@@ -93,7 +92,7 @@ class VLMAlgorithm(Algorithm):
         }
         if state.level is not None:
             results["curriculum_level"] = state.level
-        return results
+        return _without_nan(results)  # RLlib keeps keys of metrics that had no value this time
 
     @override(Algorithm)
     def training_step(self) -> None:

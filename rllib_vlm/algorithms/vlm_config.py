@@ -64,7 +64,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.adam_betas: tuple[float, float] = (0.9, 0.999)
         self.adam_epsilon = 1e-8
         self.row_tokens = 2048
-        self.micro_batch_tokens = 8192
+        self.micro_batch_tokens = 2048
         self.packing = True
         self.logprob_chunk = 1024
         self.log_entropy = True

@@ -77,7 +77,9 @@ class Gallery(RLlibCallback):
         counts = {"every": every, "episodes": episodes, "max_turns": max_turns}
         for name, value in {**counts, "image_pixels": image_pixels, "keep": keep}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RLlibVLMError(f"callbacks: gallery: {name} is {value!r}, it must be a whole number from 1 on")
+                raise RLlibVLMError(
+                    f"callbacks: gallery: {name} is {value!r}, it must be a whole number from 1 on"
+                )
         self._every = every
         self._episodes = episodes
         self._max_turns = max_turns
@@ -110,7 +112,9 @@ class Gallery(RLlibCallback):
         if iteration == 1 or iteration % self._every == 0:
             samples = _fetch(algorithm.env_runner_group, "train")
             credit = _credit(algorithm, samples)
-            self._write(algorithm, f"iteration_{iteration:06d}", f"iteration {iteration}", iteration, samples, credit)
+            self._write(
+                algorithm, f"iteration_{iteration:06d}", f"iteration {iteration}", iteration, samples, credit
+            )
 
     @override(RLlibCallback)
     def on_evaluate_end(
@@ -123,7 +127,9 @@ class Gallery(RLlibCallback):
         at = str((evaluation_metrics or {}).get("at", "interval"))
         samples = _fetch(group, "heldout")
         label = f"evaluation after iteration {iteration} ({at})"
-        self._write(algorithm, f"evaluation_{iteration:06d}", label, iteration, samples, [None] * len(samples))
+        self._write(
+            algorithm, f"evaluation_{iteration:06d}", label, iteration, samples, [None] * len(samples)
+        )
 
     def _write(
         self,
@@ -204,7 +210,9 @@ def _fetch(group: Any, split: str) -> list[Sample]:
     def take(runner: Any) -> list[Sample]:
         kept = vars(runner).get(_KEPT, {}).pop(split, [])
         return [
-            Sample(episode, views, [token_pieces(runner.module.family, answer) for answer in executed(episode)])
+            Sample(
+                episode, views, [token_pieces(runner.module.family, answer) for answer in executed(episode)]
+            )
             for episode, views in kept
         ]
 

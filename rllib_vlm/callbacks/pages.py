@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
-from PIL import Image as PIL
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_vlm.connectors.trajectories import executed
@@ -118,7 +118,9 @@ def observed_images(episode: SingleAgentEpisode) -> list[tuple[Image, ...]]:
     return [tuple(o["images"]) if "images" in o else () for o in episode.get_observations()]
 
 
-def render_page(title: str, subtitle: str, episodes: Sequence[EpisodeView], *, image_pixels: int, video: str = "") -> str:
+def render_page(
+    title: str, subtitle: str, episodes: Sequence[EpisodeView], *, image_pixels: int, video: str = ""
+) -> str:
     """One self-contained HTML page; only `video`, a relative path, lies beside it."""
     template = _templates(image_pixels).get_template("episodes.html")
     return template.render(title=title, subtitle=subtitle, episodes=episodes, video=video)
@@ -176,7 +178,7 @@ def _shown(turns: int, limit: int) -> list[int]:
 
 def _inline(image: Image, pixels: int) -> str:
     """A data URI of at most `pixels` on the longer side."""
-    picture = PIL.fromarray(image)
+    picture = PIL.Image.fromarray(image)
     picture.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=80)

@@ -1,4 +1,4 @@
-"""`results.json`: what a run reached, written by the run itself into its own folder."""
+"""`results.json` and `success.png`: what a run reached, written by the run itself into its own folder."""
 
 from __future__ import annotations
 
@@ -14,26 +14,57 @@ import psutil
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.annotations import override
 
-from rllib_vlm.callbacks.statistics import newcombe_interval
+from rllib_vlm.callbacks.curve import Curve
+from rllib_vlm.callbacks.metrics import look_up
+from rllib_vlm.callbacks.statistics import newcombe_interval, paired_newcombe_interval
+from rllib_vlm.core.columns import GROUP, SUCCESS
 
 RESULTS_FILE = "results.json"
+CURVE_FILE = "success.png"
+_OUTCOMES = "outcomes"  # of an evaluation record: success by task; of an env runner: those not yet fetched
+_DETAILS = (
+    "num_successes",
+    "num_updates",
+    "episode_return_mean",
+    "episode_len_mean",
+    "episode_actions_mean",
+    "sim",
+    "wall_s",
+)
+_IMITATION = "learners/default_policy/imitation_loss"
 _MEMORY_EVERY_S = 2.0
 _GIB = 1024**3
 
 
 class Report(RLlibCallback):
-    """Writes `results.json` after each of the run's evaluations.
+    """Writes `results.json` after each of the run's evaluations, and draws `success.png`.
 
     Fields: `warm_start` and `final`, each `{success, episodes, interval}` (Wilson, 95%), as far as
-    the run has come; `difference` `{value, interval}` of the two (Newcombe, 95%); `seeds`; `wall_s`
-    and `peak_rss_gb` of this process and all its children and the run's Ray workers, sampled every
-    two seconds, since the run began or was last resumed.
+    the run has come; `difference` `{value, interval, method}` of the two (Newcombe, 95%), for paired
+    outcomes where both evaluations played the same tasks, which they do unless a simulator failed for
+    good; `seeds`; `wall_s` and `peak_rss_gb` of this process and all its children and the run's Ray
+    workers, sampled every two seconds, since the run began or was last resumed; `details`: the
+    simulator's own metrics and more of each evaluation.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._began = time.monotonic()
         self._memory: PeakMemory | None = None
+        self._curve = Curve()
+        self._drawn = True
+
+    @override(RLlibCallback)
+    def on_sample_end(
+        self, *, env_runner: Any = None, metrics_logger: Any = None, samples: Any, **kwargs: Any
+    ) -> None:
+        outcomes = {
+            str(episode.custom_data[GROUP]): bool(episode.custom_data.get(SUCCESS, False))
+            for episode in samples
+            if str(episode.custom_data.get(GROUP, "")).startswith("heldout/")
+        }
+        if outcomes:
+            vars(env_runner).setdefault(_OUTCOMES, {}).update(outcomes)
 
     @override(RLlibCallback)
     def on_algorithm_init(self, *, algorithm: Any, metrics_logger: Any = None, **kwargs: Any) -> None:
@@ -44,12 +75,32 @@ class Report(RLlibCallback):
     def on_evaluate_end(
         self, *, algorithm: Any, metrics_logger: Any = None, evaluation_metrics: Any = None, **kwargs: Any
     ) -> None:
-        record = results(algorithm.run_state.evaluations)
+        evaluations = algorithm.run_state.evaluations
+        outcomes = _fetch_outcomes(algorithm.eval_env_runner_group or algorithm.env_runner_group)
+        for name, evaluation in list(evaluations.items()):
+            if evaluation is evaluation_metrics:  # a copy: what Tune is told need not list every episode
+                evaluations[name] = {**evaluation, _OUTCOMES: outcomes}
+        record = results(evaluations)
         record["seeds"] = [algorithm.config.seed]
         record["wall_s"] = round(time.monotonic() - self._began, 1)
         if self._memory is not None:
             record["peak_rss_gb"] = round(self._memory.peak_bytes / _GIB, 2)
         write_json(Path(algorithm.logdir) / RESULTS_FILE, record)
+        self._curve.add_evaluation(self._minutes(), evaluation_metrics or {})
+        self._drawn = False
+
+    @override(RLlibCallback)
+    def on_train_result(
+        self, *, algorithm: Any, metrics_logger: Any = None, result: dict[str, Any], **kwargs: Any
+    ) -> None:
+        phase = "imitation" if look_up(result, _IMITATION) is not None else "reinforcement learning"
+        self._curve.add_training(self._minutes(), phase, look_up(result, "env_runners/success_rate"))
+        if not self._drawn:
+            self._curve.draw(Path(algorithm.logdir) / CURVE_FILE)
+            self._drawn = True
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self._began) / 60.0
 
 
 def results(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -65,14 +116,52 @@ def results(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if record is not None
     }
     if (before := named["warm_start"]) is not None and (after := named["final"]) is not None:
-        interval = newcombe_interval(
-            after["num_successes"], after["num_episodes"], before["num_successes"], before["num_episodes"]
-        )
+        paired = _paired_counts(after.get(_OUTCOMES), before.get(_OUTCOMES))
+        if paired is not None:
+            interval = paired_newcombe_interval(*paired)
+        else:
+            interval = newcombe_interval(
+                after["num_successes"], after["num_episodes"], before["num_successes"], before["num_episodes"]
+            )
         out["difference"] = {
             "value": after["success_rate"] - before["success_rate"],
             "interval": list(interval),
+            "method": f"Newcombe, {'independent' if paired is None else 'paired'}",
+        }
+    if evaluations:
+        out["details"] = {
+            name: {key: record[key] for key in _DETAILS if key in record}
+            for name, record in evaluations.items()
         }
     return out
+
+
+def _paired_counts(
+    after: Mapping[str, bool] | None, before: Mapping[str, bool] | None
+) -> tuple[int, int, int, int] | None:
+    """Tasks that (both, only the later, only the earlier, neither) solved; None unless both played the same."""
+    if not after or not before or after.keys() != before.keys():
+        return None
+    pairs = [(success, before[task]) for task, success in after.items()]
+    return (
+        pairs.count((True, True)),
+        pairs.count((True, False)),
+        pairs.count((False, True)),
+        pairs.count((False, False)),
+    )
+
+
+def _fetch_outcomes(group: Any) -> dict[str, bool]:
+    """Success of each held-out task the runners played since they were last asked."""
+
+    def take(runner: Any) -> dict[str, bool]:
+        taken: dict[str, bool] = vars(runner).pop(_OUTCOMES, {})
+        return taken
+
+    found: dict[str, bool] = {}
+    for outcomes in group.foreach_env_runner(take):
+        found.update(outcomes)
+    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from PIL import Image as PIL
+import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from rllib_vlm.callbacks.pages import EpisodeView, TurnView
@@ -27,7 +28,9 @@ def frames(episode: EpisodeView) -> Iterator[Image]:
             yield _captioned(turn.images, f"{turn.number}. {episode.instruction}\n{_said(turn)}")
     if episode.last_images:
         outcome = "success" if episode.success else "failure"
-        yield _captioned(episode.last_images, f"{episode.instruction}\n{outcome}, reward {episode.total_reward:.3f}")
+        yield _captioned(
+            episode.last_images, f"{episode.instruction}\n{outcome}, reward {episode.total_reward:.3f}"
+        )
 
 
 def film_strip(episode: EpisodeView, *, max_frames: int = 12) -> Image | None:
@@ -54,7 +57,7 @@ def write_video(path: Path, pictures: Sequence[Image], *, frames_per_s: int = 2)
     for codec, suffix in _CODECS:
         if codec in av.codecs_available:
             return _encode(path.with_suffix(suffix), codec, pictures, frames_per_s)
-    first, *rest = [PIL.fromarray(picture) for picture in pictures]
+    first, *rest = [PIL.Image.fromarray(picture) for picture in pictures]
     target = path.with_suffix(".gif")
     first.save(target, save_all=True, append_images=rest, duration=1000 // frames_per_s, loop=0)
     return target
@@ -63,7 +66,7 @@ def write_video(path: Path, pictures: Sequence[Image], *, frames_per_s: int = 2)
 def _encode(path: Path, codec: str, pictures: Sequence[Image], frames_per_s: int) -> Path:
     height, width = pictures[0].shape[:2]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=frames_per_s)
+        stream: Any = container.add_stream(codec, rate=frames_per_s)
         # What browsers play: halved colour planes, which need even sides.
         stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
         stream.codec_context.thread_count = 1
@@ -89,8 +92,10 @@ def _captioned(images: Sequence[Image], caption: str) -> Image:
     scale = max(1, -(-_MIN_WIDTH // views.shape[1]))
     views = views.repeat(scale, axis=0).repeat(scale, axis=1)
     font = ImageFont.load_default(size=11)
-    bar = PIL.new("RGB", (views.shape[1], _CAPTION_LINES * _LINE_PIXELS + 4), (20, 20, 20))
-    lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, views.shape[1] // 6) or [""]]
+    bar = PIL.Image.new("RGB", (views.shape[1], _CAPTION_LINES * _LINE_PIXELS + 4), (20, 20, 20))
+    lines = [
+        part for line in caption.split("\n") for part in textwrap.wrap(line, views.shape[1] // 6) or [""]
+    ]
     for i, line in enumerate(lines[:_CAPTION_LINES]):
         ImageDraw.Draw(bar).text((4, 2 + i * _LINE_PIXELS), line, fill=(235, 235, 235), font=font)
     return np.concatenate([views, np.asarray(bar, dtype=np.uint8)], axis=0)

@@ -15,21 +15,17 @@ Example::
 
 from __future__ import annotations
 
-import fcntl
-import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rllib_vlm.data.images import Codec
 from rllib_vlm.data.schema import (
     MANIFEST,
     SCHEMA,
@@ -38,8 +34,8 @@ from rllib_vlm.data.schema import (
     RecordedTurn,
     from_table,
     projection,
-    to_table,
 )
+from rllib_vlm.data.shards import LOCK, TEMPORARY, ShardBuffer, list_shards, lock_folder, write_text
 from rllib_vlm.errors import DataError
 
 __all__ = [
@@ -51,69 +47,8 @@ __all__ = [
     "ShardBuffer",
 ]
 
-_SHARD = re.compile(r"episodes-(\d{8})-(\d{8})\.parquet")
-_LOCK = ".lock"
-_TEMPORARY = ".tmp-"
 _OPEN_FILES = 16
 _AGAIN = "Delete it and run `rllib demos` again with the same arguments: only what is missing is collected."
-
-
-class ShardBuffer:
-    """Collects consecutive episodes and writes them as one shard when closed, also after an error.
-
-    Several processes may each fill their own range of one folder.
-    """
-
-    def __init__(self, directory: Path, codec: Codec) -> None:
-        self._directory = directory
-        self._codec = codec
-        self._first = 0
-        self._tables: list[pa.Table] = []
-
-    def __len__(self) -> int:
-        return len(self._tables)
-
-    @property
-    def next_index(self) -> int:
-        """The episode that would follow the last one added."""
-        return self._first + len(self._tables)
-
-    def add(self, episode: RecordedEpisode) -> None:
-        """Adds the next episode.
-
-        Raises:
-            DataError: it does not follow the one before.
-        """
-        if not self._tables:
-            self._first = episode.index
-        elif episode.index != self.next_index:
-            raise DataError(f"episode {episode.index} does not follow {self.next_index - 1} in one shard")
-        self._tables.append(to_table(episode, self._codec))
-
-    def flush(self) -> None:
-        """Writes what was added, if anything, and starts anew."""
-        if not self._tables:
-            return
-        name = f"episodes-{self._first:08d}-{self.next_index:08d}.parquet"
-        _write_atomically(self._directory / name, self._write)
-        self._tables = []
-
-    def _write(self, file: IO[bytes]) -> None:
-        # One row group per episode: an episode is read, or skipped, without touching its neighbours.
-        # Images are compressed already; compressing them again costs time and gains nothing.
-        images = ("images.list.element", "final_images.list.element")
-        compression = {_leaf(name): "zstd" for name in SCHEMA.names} | dict.fromkeys(images, "none")
-        with pq.ParquetWriter(
-            file, SCHEMA, compression=compression, use_dictionary=False, write_statistics=False
-        ) as writer:
-            for table in self._tables:
-                writer.write_table(table, row_group_size=table.num_rows)
-
-    def __enter__(self) -> ShardBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.flush()
 
 
 class DemonstrationWriter:
@@ -133,7 +68,7 @@ class DemonstrationWriter:
         manifest.check(self.directory)
         self._episodes_per_shard = episodes_per_shard
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.directory)
+        self._lock = lock_folder(self.directory)
         try:
             self.manifest = self._continue(manifest)
             self._left = dict.fromkeys(self._missing())
@@ -179,8 +114,8 @@ class DemonstrationWriter:
         try:
             self.buffer.flush()
             with DemonstrationReader(self.directory, allow_partial=True) as reader:
-                self.manifest = replace(self.manifest, **reader.count())
-            _write_text(self.directory / MANIFEST, self.manifest.to_json())
+                self.manifest = replace(self.manifest, **reader.count())  # type: ignore[arg-type]
+            write_text(self.directory / MANIFEST, self.manifest.to_json())
         finally:
             self._lock.close()
         return self.manifest
@@ -195,15 +130,15 @@ class DemonstrationWriter:
 
     def _continue(self, wanted: Manifest) -> Manifest:
         path = self.directory / MANIFEST
-        for stale in self.directory.glob(f"{_TEMPORARY}*"):  # of a writer that was killed; we hold the lock
+        for stale in self.directory.glob(f"{TEMPORARY}*"):  # of a writer that was killed; we hold the lock
             stale.unlink()
         if not path.exists():
-            others = sorted(p.name for p in self.directory.iterdir() if p.name != _LOCK)
+            others = sorted(p.name for p in self.directory.iterdir() if p.name != LOCK)
             if others:
                 raise DataError(
                     f"{self.directory} is not empty ({others[0]!r}, ...) and has no {MANIFEST}: choose another folder."
                 )
-            _write_text(path, wanted.to_json())
+            write_text(path, wanted.to_json())
             return wanted
         found = Manifest.from_json(path.read_text(encoding="utf-8"), path)
         for key, value in wanted.identity().items():
@@ -220,11 +155,15 @@ class DemonstrationWriter:
             )
         if wanted.seeds != found.seeds:
             found = replace(found, seeds=wanted.seeds)
-            _write_text(path, found.to_json())
+            write_text(path, found.to_json())
         return found
 
     def _missing(self) -> list[int]:
-        written = {i for _, first, end in _shards(self.directory, self.manifest) for i in range(first, end)}
+        written = {
+            i
+            for _, first, end in list_shards(self.directory, len(self.manifest.seeds))
+            for i in range(first, end)
+        }
         return [i for i in range(len(self.manifest.seeds)) if i not in written]
 
 
@@ -249,7 +188,7 @@ class DemonstrationReader:
         self.manifest = Manifest.from_json(path.read_text(encoding="utf-8"), path)
         self._open: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
         self._where: dict[int, tuple[Path, int]] = {}  # episode -> its file and row group
-        for shard, first, end in _shards(self.directory, self.manifest):
+        for shard, first, end in list_shards(self.directory, len(self.manifest.seeds)):
             self._check(shard, end - first)
             self._where |= {index: (shard, index - first) for index in range(first, end)}
         missing = len(self.manifest.seeds) - len(self._where)
@@ -361,7 +300,9 @@ class DemonstrationReader:
         if not file.schema_arrow.equals(SCHEMA):
             raise DataError(f"{path} does not have the columns of this format. {_AGAIN}")
         if file.num_row_groups != episodes:
-            raise DataError(f"{path} holds {file.num_row_groups} episodes, not {episodes} as its name says. {_AGAIN}")
+            raise DataError(
+                f"{path} holds {file.num_row_groups} episodes, not {episodes} as its name says. {_AGAIN}"
+            )
 
     def _file(self, path: Path) -> pq.ParquetFile:
         if path in self._open:
@@ -375,55 +316,3 @@ class DemonstrationReader:
 
 def _open_reader(directory: Path, allow_partial: bool) -> DemonstrationReader:
     return DemonstrationReader(directory, allow_partial=allow_partial)
-
-
-def _shards(directory: Path, manifest: Manifest) -> list[tuple[Path, int, int]]:
-    """(file, first, end) of every shard, in order; raises `DataError` where they overlap or exceed the plan."""
-    shards = []
-    for path in sorted(directory.glob("*.parquet")):
-        match = _SHARD.fullmatch(path.name)
-        if match is None:
-            raise DataError(f"{path} is no shard of demonstrations: move it out of the folder.")
-        first, end = int(match[1]), int(match[2])
-        if not first < end <= len(manifest.seeds):
-            raise DataError(f"{path} is outside the {len(manifest.seeds)} planned episodes: move it out of the folder.")
-        if shards and first < shards[-1][2]:
-            raise DataError(f"{path} and {shards[-1][0].name} hold the same episodes: delete one of them.")
-        shards.append((path, first, end))
-    return shards
-
-
-def _leaf(name: str) -> str:
-    """Parquet's path of a column's values."""
-    return f"{name}.list.element" if pa.types.is_list(SCHEMA.field(name).type) else name
-
-
-def _lock(directory: Path) -> IO[bytes]:
-    file = (directory / _LOCK).open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise DataError(f"{directory} is being written to by another process: wait for it, or end it.") from error
-    return file
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself
-    finally:
-        os.close(folder)

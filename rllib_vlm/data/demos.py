@@ -24,9 +24,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rllib_vlm.data.demonstrations import DemonstrationWriter, ShardBuffer
+from rllib_vlm.data.demonstrations import DemonstrationWriter
 from rllib_vlm.data.images import Codec
 from rllib_vlm.data.schema import Manifest, RecordedEpisode, RecordedTurn
+from rllib_vlm.data.shards import ShardBuffer
 from rllib_vlm.errors import DataError, SimulatorError
 from rllib_vlm.types import Demonstration, Image
 
@@ -112,7 +113,9 @@ def collect(
         DemonstrationWriter(directory, manifest, episodes_per_shard=episodes_per_shard) as writer,
         _progress(console) as progress,
     ):
-        task = progress.add_task(f"{simulator} {split}", total=episodes, completed=episodes - len(writer.missing))
+        task = progress.add_task(
+            f"{simulator} {split}", total=episodes, completed=episodes - len(writer.missing)
+        )
         player = _Player(make_simulator, writer.manifest, writer.directory)
         if processes <= 1:
             with player:
@@ -146,7 +149,9 @@ def play(simulator: Any, index: int, manifest: Manifest) -> RecordedEpisode:
         else:
             reward, truncated = 0.0, True
         turns.append(
-            RecordedTurn(demonstration=said, text=str(seen["text"]), images=_images(seen), reward=float(reward))
+            RecordedTurn(
+                demonstration=said, text=str(seen["text"]), images=_images(seen), reward=float(reward)
+            )
         )
     return RecordedEpisode(
         index=index,

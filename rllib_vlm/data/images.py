@@ -11,7 +11,7 @@ import io
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image as PIL
+import PIL.Image
 from PIL import UnidentifiedImageError
 
 from rllib_vlm.errors import DataError, UnknownNameError
@@ -38,7 +38,7 @@ def encode_image(image: Image, codec: Codec = "webp") -> bytes:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise DataError(f"an image is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3]")
     buffer = io.BytesIO()
-    PIL.fromarray(np.ascontiguousarray(image)).save(buffer, **_ENCODERS[codec])
+    PIL.Image.fromarray(np.ascontiguousarray(image)).save(buffer, **_ENCODERS[codec])
     return buffer.getvalue()
 
 
@@ -50,7 +50,7 @@ def decode_image(data: bytes) -> Image:
     """
     try:
         # Only these two decoders: a file from outside never reaches Pillow's rarer ones.
-        with PIL.open(io.BytesIO(data), formats=("WEBP", "PNG")) as picture:
+        with PIL.Image.open(io.BytesIO(data), formats=("WEBP", "PNG")) as picture:
             return np.array(picture.convert("RGB"), dtype=np.uint8)
-    except (UnidentifiedImageError, OSError, PIL.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{len(data)} bytes are not a whole WebP or PNG image: {error}") from error

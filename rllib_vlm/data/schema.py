@@ -91,7 +91,9 @@ class Manifest:
     seeds: tuple[int, ...]  # one per episode, all different
     env_config: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
-    options: Mapping[str, Any] = field(default_factory=dict)  # further options of `reset`, e.g. {"level": 1.0}
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # further options of `reset`, e.g. {"level": 1.0}
     expert: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"max_actions": 4}
     image_codec: Codec = "webp"
     episodes: int = 0  # as of the last time a writer closed the folder
@@ -138,10 +140,14 @@ class Manifest:
         try:
             body = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{source} is not JSON ({error}). Restore it, or collect into another folder.") from error
+            raise DataError(
+                f"{source} is not JSON ({error}). Restore it, or collect into another folder."
+            ) from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
-            raise DataError(f"{source} has the format {found!r}, not {FORMAT!r}: choose a folder of `rllib demos`.")
+            raise DataError(
+                f"{source} has the format {found!r}, not {FORMAT!r}: choose a folder of `rllib demos`."
+            )
         version = body.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise DataError(
@@ -153,7 +159,9 @@ class Manifest:
             manifest = cls(
                 **{key: body[key] for key in _IDENTITY},
                 seeds=tuple(first + i for first, count in body["seeds"] for i in range(count)),
-                **{key: int(counts[key]) for key in ("episodes", "turns", "successes")},
+                episodes=int(counts["episodes"]),
+                turns=int(counts["turns"]),
+                successes=int(counts["successes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -237,7 +245,11 @@ def from_table(table: pa.Table, *, decode_images: bool) -> RecordedEpisode:
         demonstration = Demonstration(actions=tuple(actions[i]), **{k: v[i] for k, v in said.items()})
         turns.append(
             RecordedTurn(
-                demonstration=demonstration, text=text[i], images=images, encoded_images=data, reward=rewards[i]
+                demonstration=demonstration,
+                text=text[i],
+                images=images,
+                encoded_images=data,
+                reward=rewards[i],
             )
         )
     final, final_data = _pixels(column("final_images", ())[-1] or (), decode_images)

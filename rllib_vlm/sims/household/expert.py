@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rllib_vlm.errors import UnknownNameError
-from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
+from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, VIEWING_M, Episode
 from rllib_vlm.sims.household.manoeuvres import Manoeuvre, Manoeuvres
 from rllib_vlm.sims.household.memory import Memory
 from rllib_vlm.sims.household.phrases import observed, predicted, reasoned
@@ -94,21 +94,24 @@ class HouseholdExpert:
 
         return self.moves.stow() or self.moves.go(f"room {room.id}", mask, subgoal, inside)
 
-    def look_at(self, item_id: str) -> Manoeuvre | None:
-        """ObjectNav: goes near a target, turns to it and stops."""
+    def look_at(self, item_id: str, position: tuple[float, float, float]) -> Manoeuvre | None:
+        """ObjectNav: goes near a target believed at `position`, turns to it and stops."""
         if self.env.in_view(item_id):
             return Manoeuvre(("done",), "stop")
-        x, y, _ = self.env.world.position(item_id)
-        item = self.episode.items[item_id]
+        x, y, _ = position
         pose = self.moves.pose
-        mask = self.place.viewing(item).copy()
-        if mask[self.nav.cell(*pose.point)] and abs(pose.bearing(x, y)) <= 4.0:
+        if math.dist(pose.point, (x, y)) <= VIEWING_M[1] + self.nav.STEP and abs(pose.bearing(x, y)) <= 4.0:
             self._looked_from.append(pose.point)  # and it does not show from here
-        for tried in self._looked_from:
-            mask &= ~self.nav.within(*tried, 0.0, 0.4)
-        if not mask.any():
+        near = self.place.reachable & self.nav.within(x, y, *VIEWING_M)
+        for choice in (self.place.viewing(self.episode.items[item_id]), near):
+            mask = choice.copy()
+            for tried in self._looked_from:
+                mask &= ~self.nav.within(*tried, 0.0, 0.4)
+            if mask.any():
+                break
+        else:
             self._looked_from.clear()
-            return None
+            return Manoeuvre(("move_back",), "look")
 
         def arrived(at: Pose) -> bool:
             return bool(mask[self.nav.cell(at.x, at.y)])
@@ -146,7 +149,7 @@ class PlannerExpert(HouseholdExpert):
                 if self.env.in_view(target):
                     return Manoeuvre(("done",), "stop")
             nearest = min(task.targets, key=lambda t: math.dist(pose.point, self.env.world.position(t)[:2]))
-            return self.look_at(nearest)
+            return self.look_at(nearest, self.env.world.position(nearest))
         if task.name == "RoomNav":
             if self.env.succeeded():
                 return Manoeuvre(("done",), "stop")

@@ -16,6 +16,7 @@ from rllib_vlm.sims.household.floorplan import footprint
 from rllib_vlm.sims.household.planner import NavigationMap, Point, Pose
 from rllib_vlm.sims.household.world import Furniture, RobotState
 
+ARM_CLEARANCE_M = 0.035  # of the grasp centre above a surface: half the arm, and a little
 ARM_STEP_M, ARM_SMALL_STEP_M = 0.1, 0.02  # SPOC's step sizes, for the lift and for the arm
 
 
@@ -49,31 +50,33 @@ class Target:
     radius: float  # half its larger horizontal extent
     depth: float  # from its centre to its side, on average
 
+    @property
+    def bottom(self) -> float:
+        """Height of its lower end, which is the top of what it stands on."""
+        return 2.0 * self.z - self.top
+
 
 def standing_points(
     nav: NavigationMap, body: Body, target: Target, others: list[Target], *, margin: float = 0.06
 ) -> NDArray[np.bool_]:
     """Which grid points one can take the target from; a stricter choice first, a looser one if it is empty."""
     near, far = body.gripper_min + margin, body.gripper_max - margin
-    roomy = nav.free & (nav.clearance >= body.radius + 0.04) & nav.within(target.x, target.y, near, far)
-    cells = np.argwhere(roomy)
-    points = [(float(nav.xs[i]), float(nav.ys[j])) for i, j in cells]
-    clear = [
-        _passes_furniture(nav, body, p, target) and _passes_items(body, p, target, others) for p in points
-    ]
-    result = np.zeros_like(roomy)
-    chosen = cells[np.array(clear, dtype=bool)] if any(clear) else cells[:0]
-    result[tuple(chosen.T)] = True
-    return result
+    ring = nav.free & nav.within(target.x, target.y, near, far)
+    result = np.zeros_like(ring)
+    for i, j in np.argwhere(ring):
+        p = (float(nav.xs[i]), float(nav.ys[j]))
+        result[i, j] = _passes_furniture(nav, body, p, target) and _passes_items(body, p, target, others)
+    roomy = result & (nav.clearance >= body.radius + 0.04)
+    return roomy if roomy.any() else result
 
 
 def _passes_furniture(nav: NavigationMap, body: Body, p: Point, target: Target) -> bool:
     """Whether the arm passes walls and furniture between p and the target."""
     if not nav.in_sight(p, (target.x, target.y), body.arm_width):
         return False
-    bottom = target.z - body.arm_width
     for piece in nav.house.furniture:
-        if piece.height < bottom:
+        # What is no higher than the top the item stands on (its own receptacle above all) is passed over.
+        if piece.height <= target.bottom + 0.01:
             continue
         if _segment_in_rect(p, (target.x, target.y), piece, body.arm_width):
             return False
@@ -111,6 +114,16 @@ def can_stand(body: Body, nav: NavigationMap, mask: NDArray[np.bool_], pose: Pos
         return False
     i, j = nav.cell(pose.x, pose.y)
     return bool(mask[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].any())
+
+
+def grasp_heights(body: Body, target: Target) -> tuple[float, float]:
+    """Lowest and highest good height of the grasp centre: clear of what the item stands on, near its body."""
+    low = max(target.z - 0.03, target.bottom + ARM_CLEARANCE_M)
+    high = max(target.z + 0.07, low + 0.02) if target.top > low + 0.05 else target.top + 0.05
+    return (
+        min(max(low, body.lift_min), body.lift_max),
+        min(max(high, low + 0.02, body.lift_min), body.lift_max),
+    )
 
 
 def steps_to(error: float, *, tolerance: float) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
-from rllib_vlm.sims.household.grasp import arm_actions
+from rllib_vlm.sims.household.grasp import arm_actions, grasp_heights
 from rllib_vlm.sims.household.planner import Pose, drive, wrap_deg
 from rllib_vlm.sims.household.tasks import GRASPING
 from rllib_vlm.sims.household.world import RobotState, Room
@@ -50,7 +50,8 @@ def _at_the_goal(episode: Episode, robot: RobotState, pose: Pose) -> int:
     rotations = int(turn // 30.0) + round(min(rest, 30.0 - rest) / 6.0) + (rest > 15.0)
     base = math.dist((robot.x, robot.y), robot.gripper[:2])
     out = math.dist(pose.point, (item.x, item.y)) - base
-    arm = arm_actions(item.z - robot.gripper[2], "arm_up", "arm_down", tolerance=0.05)
+    low, high = grasp_heights(episode.place.body, episode.place.as_target(item))
+    arm = arm_actions((low + high) / 2 - robot.gripper[2], "arm_up", "arm_down", tolerance=(high - low) / 2)
     arm += arm_actions(out, "arm_out", "arm_in", tolerance=0.05)
     return rotations + len(arm) + 1
 

@@ -19,6 +19,7 @@ from rllib_vlm.sims.household.grasp import (
     Target,
     arm_actions,
     can_stand,
+    grasp_heights,
     side_bearing,
     standing_points,
 )
@@ -27,11 +28,9 @@ from rllib_vlm.sims.household.world import World
 
 STOWED_M = 0.03  # an arm extended less than this is stowed
 ALIGNED_DEG = 3.5
-LEVEL_M = 0.05  # heights that differ less need no lift
 REACHED_M = 0.05  # reaching errors below this need no correction
 BEFORE_M = 0.02  # the grasp centre stops this far before an item's side
 _AVOID_M = 0.25  # after a failed reach, try again at least this far away
-ABOVE_M = 0.02  # the gripper goes this far above an item's centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +151,9 @@ class Manoeuvres:
                 return stow
             return self._cut(rotations, "align")
         blocked = self._is_blocked()
-        body = self.place.body
-        height = min(max(target.z + ABOVE_M, body.lift_min), body.lift_max)
-        rise = height - robot.gripper[2]
-        lift = arm_actions(rise, "arm_up", "arm_down", tolerance=LEVEL_M)
+        low, high = grasp_heights(self.place.body, target)
+        rise = (low + high) / 2 - robot.gripper[2]
+        lift = arm_actions(rise, "arm_up", "arm_down", tolerance=max((high - low) / 2, 0.011))
         if lift and not blocked:
             return self._cut(lift, "raise" if rise > 0 else "lower")
         base = (robot.x, robot.y)

@@ -56,7 +56,7 @@ class SearchExpert(HouseholdExpert):
 
     def _finish(self, target: str) -> Manoeuvre | None:
         if self.task.name == "ObjectNav":
-            return self.look_at(target)
+            return self.look_at(target, self.memory.seen_at[target])
         return self.moves.take(target, self.memory.seen_at[target])
 
     def _enter_named_room(self) -> Manoeuvre | None:

@@ -46,7 +46,9 @@ def _desk(f: Furniture) -> list[Part]:
             _box(w - 0.35, w, -d + 0.02, d, 0, h - 0.05), *drawers]  # fmt: skip
 
 
-def _chest(f: Furniture, rows: int = 2, columns: int = 2, front: str = "paper", top: str = "own") -> list[Part]:
+def _chest(
+    f: Furniture, rows: int = 2, columns: int = 2, front: str = "paper", top: str = "own"
+) -> list[Part]:
     """A solid block with a grid of fronts."""
     w, d, h = f.width / 2, f.depth / 2, f.height
     parts = [_box(-w, w, -d + 0.015, d, 0, h - 0.04), _box(-w, w, -d, d, h - 0.04, h, top)]
@@ -54,7 +56,9 @@ def _chest(f: Furniture, rows: int = 2, columns: int = 2, front: str = "paper", 
     for c in range(columns):
         for r in range(rows):
             x0, z0 = -w + c * cell_w, 0.04 + r * cell_h
-            parts.append(_box(x0 + 0.04, x0 + cell_w - 0.04, -d, -d + 0.02, z0 + 0.03, z0 + cell_h - 0.03, front))
+            parts.append(
+                _box(x0 + 0.04, x0 + cell_w - 0.04, -d, -d + 0.02, z0 + 0.03, z0 + cell_h - 0.03, front)
+            )
     return parts
 
 
@@ -99,7 +103,11 @@ def _fridge(f: Furniture) -> list[Part]:
 
 def _stove(f: Furniture) -> list[Part]:
     w, d, h = f.width / 2, f.depth / 2, f.height
-    rings = [Part("cylinder", (0.09, 0.005), (x, y, h - 0.004), "steel") for x in (-0.14, 0.14) for y in (-0.13, 0.13)]
+    rings = [
+        Part("cylinder", (0.09, 0.005), (x, y, h - 0.004), "steel")
+        for x in (-0.14, 0.14)
+        for y in (-0.13, 0.13)
+    ]
     return [_box(-w, w, -d + 0.02, d, 0, h - 0.03), _box(-w, w, -d, d, h - 0.03, h - 0.005, "dark"),
             _box(-w + 0.06, w - 0.06, -d, -d + 0.02, 0.2, 0.65, "dark"), *rings]  # fmt: skip
 

@@ -78,7 +78,9 @@ def test_combinations_that_cannot_work(change, said):
 
 
 def test_a_configuration_survives_rllibs_dictionaries_and_pickle():
-    config = tiny_config("ppo").prompting(history={"name": "last_k", "k": 2}).evaluation(evaluation_at="start")
+    config = (
+        tiny_config("ppo").prompting(history={"name": "last_k", "k": 2}).evaluation(evaluation_at="start")
+    )
     again = VLMPPOConfig().update_from_dict(config.to_dict())
     for one in (again, pickle.loads(pickle.dumps(config)), config.copy()):
         assert one.history == {"name": "last_k", "k": 2}

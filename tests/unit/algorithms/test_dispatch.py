@@ -24,9 +24,7 @@ class Group:
 
     def foreach_env_runner(self, method, *, kwargs, local_env_runner, remote_worker_ids):
         assert method == "double" and not local_env_runner
-        self.calls.append(
-            {w: own["tasks"] for w, own in zip(remote_worker_ids, kwargs, strict=True)}
-        )
+        self.calls.append({w: own["tasks"] for w, own in zip(remote_worker_ids, kwargs, strict=True)})
         played = []
         for worker, own in zip(remote_worker_ids, kwargs, strict=True):
             if worker in self.dying:

@@ -10,7 +10,10 @@ from rllib_vlm.types import Demonstration
 @pytest.fixture
 def manifest():
     return Manifest(
-        simulator="frozen_lake", seeds=tuple(range(100, 110)), env_config={"size": 4}, expert={"max_actions": 2}
+        simulator="frozen_lake",
+        seeds=tuple(range(100, 110)),
+        env_config={"size": 4},
+        expert={"max_actions": 2},
     )
 
 
@@ -28,7 +31,10 @@ def make_episode(manifest):
             turns=tuple(
                 RecordedTurn(
                     demonstration=Demonstration(
-                        actions=("left", "down")[: 1 + t % 2], observation=f"o{t}", reasoning="", prediction=f"p{t}"
+                        actions=("left", "down")[: 1 + t % 2],
+                        observation=f"o{t}",
+                        reasoning="",
+                        prediction=f"p{t}",
                     ),
                     text=f"text {t} ü",
                     images=tuple(images[t]),

@@ -121,11 +121,15 @@ def test_reader_travels_to_another_process(folder, make_episode):
 
 
 def test_writing_goes_on_at_the_next_unwritten_episode(tmp_path, manifest, make_episode):
-    with pytest.raises(KeyboardInterrupt), DemonstrationWriter(tmp_path, manifest, episodes_per_shard=4) as writer:
-        for index in writer.missing:
-            if index == 6:
-                raise KeyboardInterrupt
-            writer.write(make_episode(index))
+    def write_until_interrupted():
+        with DemonstrationWriter(tmp_path, manifest, episodes_per_shard=4) as writer:
+            for index in writer.missing:
+                if index == 6:
+                    raise KeyboardInterrupt
+                writer.write(make_episode(index))
+
+    with pytest.raises(KeyboardInterrupt):
+        write_until_interrupted()
     with DemonstrationWriter(tmp_path, manifest, episodes_per_shard=4) as writer:
         assert writer.missing == (6, 7, 8, 9)
         assert writer.ranges() == [(6, 10)]
@@ -164,7 +168,12 @@ def test_more_seeds_may_be_added_at_the_end(folder, manifest, make_episode):
 
 @pytest.mark.parametrize(
     "change",
-    [{"simulator": "household"}, {"env_config": {"size": 5}}, {"split": "heldout"}, {"expert": {"max_actions": 1}}],
+    [
+        {"simulator": "household"},
+        {"env_config": {"size": 5}},
+        {"split": "heldout"},
+        {"expert": {"max_actions": 1}},
+    ],
 )
 def test_other_settings_do_not_mix(folder, manifest, change):
     with pytest.raises(DataError, match=next(iter(change))):

@@ -17,13 +17,21 @@ make_lake = partial(FrozenLake, size=4, observation="both", image_size=24)
 
 def rows(folder):
     return [
-        (e.index, e.task_seed, e.success, dict(e.metrics), [(t.text, t.demonstration, t.encoded_images) for t in e.turns])
+        (
+            e.index,
+            e.task_seed,
+            e.success,
+            dict(e.metrics),
+            [(t.text, t.demonstration, t.encoded_images) for t in e.turns],
+        )
         for e in DemonstrationReader(folder).iterate(decode_images=False)
     ]
 
 
 def collect_lake(folder, episodes=12, **kwargs):
-    return collect(make_lake, folder, simulator="frozen_lake", episodes=episodes, episodes_per_shard=5, **kwargs)
+    return collect(
+        make_lake, folder, simulator="frozen_lake", episodes=episodes, episodes_per_shard=5, **kwargs
+    )
 
 
 def test_an_expert_fills_a_folder(tmp_path):
@@ -94,7 +102,12 @@ class Killed(FrozenLake):
 def test_a_process_that_dies_costs_no_finished_shard(tmp_path):
     with pytest.raises(SimulatorError, match="Run the same command again"):
         collect(
-            partial(Killed, size=4), tmp_path, simulator="frozen_lake", episodes=10, episodes_per_shard=5, processes=2
+            partial(Killed, size=4),
+            tmp_path,
+            simulator="frozen_lake",
+            episodes=10,
+            episodes_per_shard=5,
+            processes=2,
         )
     left = set(DemonstrationReader(tmp_path, allow_partial=True).indices)
     assert left <= set(range(5))  # whole shards only, and never the one that died

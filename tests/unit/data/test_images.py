@@ -22,7 +22,9 @@ def test_a_view_of_a_larger_array_is_encoded_as_itself():
     np.testing.assert_array_equal(decode_image(encode_image(image[::2, ::-1])), image[::2, ::-1])
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))]
+)
 def test_anything_but_rgb_bytes_is_refused(bad):
     with pytest.raises(DataError, match="uint8"):
         encode_image(bad)

@@ -1,0 +1,46 @@
+"""How fast a learner reads and learns, with the tiny vision model, on one thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.rollout import lake_config
+from rllib_vlm.core.learner import VLMTorchLearner
+from rllib_vlm.core.update_plan import UpdatePlan
+from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+
+_EPISODES, _MINIBATCH = 48, 64
+
+
+def run() -> dict[str, Any]:
+    """The headline figure is tokens per second, prompts included, of a PPO update with critic and entropy."""
+    config = lake_config().training(entropy_coeff=0.01)
+    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
+    spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False)
+    learner = VLMTorchLearner(config=config, module_spec=spec)
+    learner.build()
+    episodes = runner.sample(num_episodes=_EPISODES)
+    runner.stop()
+    plan = UpdatePlan(
+        losses=config.loss_settings(), lr=1e-5, minibatch_size=_MINIBATCH, normalize_advantages=True
+    )
+    learner.update(episodes=episodes, plan=plan, timesteps={})  # warm-up
+    metrics = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    found = {
+        name: float(metrics[name].peek()) for name in ("tokens", "tokens_per_s", "prepare_s", "pad_fraction")
+    }
+    turns = sum(len(episode) for episode in episodes)
+    seconds = found["tokens"] / found["tokens_per_s"]
+    return {
+        "name": "learner",
+        "value": round(found["tokens_per_s"], 1),
+        "unit": "tokens per second, one thread, forward and backward and optimizer",
+        "details": {
+            "turns per second": round(turns / seconds, 1),
+            "rows, values and credit, seconds": round(found["prepare_s"], 3),
+            "share of padding": round(found["pad_fraction"], 3),
+            "tokens": int(found["tokens"]),
+            "turns": turns,
+            "turns per optimizer step": _MINIBATCH,
+        },
+    }

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Helpers made for tests must be importable by name, also in other processes.
+SUPPORT = str(Path(__file__).parents[2] / "support")
+sys.path.insert(0, SUPPORT)
+
+
+@pytest.fixture(scope="package")
+def local_ray():
+    import ray
+
+    if ray.is_initialized():  # another package's cluster
+        yield
+        return
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def build():
+    """Builds algorithms; at the end all of them are stopped, and their folders are removed."""
+    built = []
+
+    def make(config):
+        built.append(config.build_algo())
+        return built[-1]
+
+    yield make
+    for algorithm in built:
+        algorithm.stop()
+        shutil.rmtree(algorithm.logdir)
+
+
+@pytest.fixture
+def make_trajectory():
+    """A made-up trajectory of `turns` answers of four tokens each."""
+    from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
+
+    def make(
+        turns: int = 2, *, text: str = "<answer>left</answer>", success: bool = True, group: str = "train/7"
+    ):
+        parsed = ParsedAction(valid=True, actions=("left",))
+        if "<answer>" not in text:
+            parsed = ParsedAction(valid=False, reason="no <answer> block")
+        turn = Turn(
+            prompt=Prompt(token_ids=np.arange(5), text="You see <image>. Say <b>left</b>."),
+            completion=Completion(
+                token_ids=np.arange(4),
+                logprobs=np.full(4, -0.5, np.float32),
+                policy_version=1,
+                finish_reason="stop",
+                text=text,
+            ),
+            parsed=parsed,
+            reward=0.25,
+        )
+        return Trajectory(
+            turns=(turn,) * turns, group=group, terminated=success, truncated=not success, success=success
+        )
+
+    return make
