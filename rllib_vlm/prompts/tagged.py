@@ -68,6 +68,8 @@ class Tagged:
     Args:
         separator: stands between actions; a blank one means any run of blanks.
         strict: False forgives text before the first and after the last tag.
+        padded: experts write a blank after the tags of what they say (not of the actions): with most
+            tokenizers a word then is the same token there as in the instruction, and easier to copy.
         stop_tokens: texts that may end an answer.
 
     Raises:
@@ -77,7 +79,12 @@ class Tagged:
     tags: ClassVar[tuple[Tag, ...]]
 
     def __init__(
-        self, *, separator: str = ",", strict: bool = True, stop_tokens: Sequence[str] = STOP_TOKENS
+        self,
+        *,
+        separator: str = ",",
+        strict: bool = True,
+        padded: bool = False,
+        stop_tokens: Sequence[str] = STOP_TOKENS,
     ) -> None:
         if not separator or set(separator) & set("<>"):
             raise ConfigErrors(
@@ -86,6 +93,7 @@ class Tagged:
             )
         self.separator = separator
         self.strict = strict
+        self.padded = padded
         self.stop_tokens = tuple(stop_tokens)
         every = [tag for top in self.tags for tag in top.walk()]
         self._markers = tuple(m for tag in every for m in (tag.start, tag.stop))
@@ -128,7 +136,7 @@ class Tagged:
             said = str(getattr(demonstration, leaf.field))
             if any(marker in said for marker in self._markers):  # would end the part too early
                 said = said.replace("<", "(").replace(">", ")")
-            return said
+            return f" {said}" if self.padded else said
 
         return "".join(_write(tag, content) for tag in self.tags)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rllib_vlm.sims.household.expert import ExpertKind
 
 TEXT_LENGTH = 2048
-TEXT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789 .,:_-\n")
+TEXT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789 .,:;_-\n")
 _CELL_M = 0.5  # floor cells of the RoomVisit shaping
 _DRIVES = frozenset({
     "move_ahead", "move_back", "rotate_left", "rotate_right", "rotate_left_small", "rotate_right_small",

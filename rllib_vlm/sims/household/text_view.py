@@ -44,7 +44,7 @@ def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
 def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int = MAX_LINES) -> str:
     """Everything visible in words, nearest first, then the proprioception line.
 
-    One line a thing, as few tokens as it takes: `red mug right 92 6 up 12 out 24`. The bearing from
+    One part a thing, as few tokens as it takes: `red mug right 92 6 up 12 out 24`. The bearing from
     the heading is in degrees (exact to 2 within `NEAR_M`, else to 6), the distance in decimetres;
     `up` and `out` (items within `NEAR_M` on the arm's side) say how far the gripper has to go, in
     centimetres. Furniture that stands in another room says so: `oak desk in office left 12 40`.
@@ -54,7 +54,7 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
     seen = [s for s in scene.look() if s.id != scene.world.robot.held]
     lines += [_line(s, scene.world.robot, room.type if room is not None else None) for s in seen[:max_lines]]
     lines.append(proprioception(scene.world.robot, held, failed))
-    return "\n".join(lines)
+    return "; ".join(lines)  # not line by line: after a blank, a name is the same token everywhere
 
 
 def _line(seen: Sighting, robot: RobotState, here: str | None) -> str:

@@ -248,3 +248,12 @@ def test_wrong_options_say_what_was_meant() -> None:
         build_parser("no_think", separator="")
     with pytest.raises(ConfigErrors, match="'move_ahead' holds the separator '_'"):
         build_parser("no_think", separator="_").instructions(ACTIONS, 2)
+
+
+def test_padding_puts_a_blank_before_what_is_said_and_parses_the_same():
+    said = Demonstration(actions=("move_ahead",), observation="red mug ahead", reasoning="approach")
+    padded, plain = build_parser("grounding", padded=True), build_parser("grounding")
+    assert "<observation> red mug ahead</observation>" in padded.format(said)
+    assert "<answer>move_ahead</answer>" in padded.format(said)
+    actions = ActionSet(names=("move_ahead",))
+    assert padded(padded.format(said), actions, 1).actions == plain(plain.format(said), actions, 1).actions

@@ -140,6 +140,13 @@ def test_shaped_reward_of_a_fetch_adds_up(env: Household) -> None:
     assert 20.0 + start + 2.5 < total <= 20.0 + start + 5.0 + 1e-6
 
 
+def test_expert_length_is_what_the_planner_takes(env: Household) -> None:
+    for seed in (69, 70, 71, 85):
+        _, info = env.reset(seed=seed, options={"task": "Fetch"})
+        _, last = solve(env)
+        assert info["expert_length"] == pytest.approx(last["metrics"]["episode_length"], rel=0.35)
+
+
 def test_sparse_reward_is_success_alone() -> None:
     env = Household(observation="text", reward="spoc_sparse")
     env.reset(seed=11)
@@ -231,7 +238,7 @@ def test_the_text_says_where_things_are(env: Household) -> None:
     x, y, z = env.world.position(target.id)
     robot = env.world.robot
     observation, *_ = env.turn(["rotate_left_small"])
-    lines = [line for line in observation["text"].splitlines() if line.startswith(env.task.thing)]
+    lines = [line for line in observation["text"].split("; ") if line.startswith(env.task.thing)]
     assert lines, observation["text"]
     side, angle, decimetres = lines[0][len(env.task.thing) :].split()[:3]
     pose = env.scene.pose
