@@ -49,8 +49,13 @@ class Curve:
             errors = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
             label = "held-out episodes, 95% interval" if i == 0 else None
             axes.errorbar([minute], [rate], yerr=errors, fmt="o", color="black", capsize=4, label=label)
+            side = -1 if i else 1  # the first label to the right of its point, the others to the left
             axes.annotate(
-                f"{rate:.2f} ({at.replace('_', ' ')})", (minute, rate), (6, 6), textcoords="offset points"
+                f"{rate:.2f} ({at.replace('_', ' ')})",
+                (minute, rate),
+                (6 * side, 6),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
             )
         axes.set(xlabel="minutes", ylabel="success rate", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)

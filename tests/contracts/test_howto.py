@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import ray
 import yaml
 
 from rllib_vlm.config.loader import load, validate
@@ -72,6 +73,7 @@ def test_the_experiment_of_the_howto_trains(tmp_path, monkeypatch):
     finally:
         algorithm.stop()
         shutil.rmtree(algorithm.logdir)
+        ray.shutdown()  # which building the algorithm started
     assert result["phase"] == "warm_start"
     assert result["env_runners"]["success_rate"] == 1.0  # the expert's
     assert math.isfinite(result["learners"]["default_policy"]["imitation_loss"])

@@ -16,6 +16,8 @@ def ray_cluster() -> Iterator[None]:
     """One small cluster for all integration tests."""
     import ray
 
+    if ray.is_initialized():  # a cluster that RLlib started by itself for a test elsewhere
+        ray.shutdown()
     # Simulators made for tests must be importable by name in every worker.
     paths = os.pathsep.join([SUPPORT, os.environ.get("PYTHONPATH", "")])
     ray.init(

@@ -10,7 +10,7 @@ from rllib_vlm.config.plugins import make_loggers
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def run(tmp_path, loggers) -> tune.ResultGrid:
+def run(tmp_path, callbacks) -> tune.ResultGrid:
     """Two iterations of a tiny agent under Tune."""
     tuner = tune.Tuner(
         VLMGRPO,
@@ -19,7 +19,7 @@ def run(tmp_path, loggers) -> tune.ResultGrid:
             name="run",
             storage_path=str(tmp_path),
             stop={"training_iteration": 2},
-            callbacks=make_loggers(loggers),
+            callbacks=callbacks,
             verbose=0,
         ),
     )
@@ -36,11 +36,13 @@ def test_mlflow_and_wandb_get_the_metrics_and_the_settings_offline(tmp_path, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     uri = (tmp_path / "mlruns").as_uri()
-    loggers = [
-        {"mlflow": {"tracking_uri": uri, "experiment_name": "lake"}},
-        {"wandb": {"project": "lake", "dir": str(tmp_path), "mode": "offline"}},
+    from rllib_vlm.callbacks.trackers import WandbLogger
+
+    callbacks = [
+        *make_loggers([{"mlflow": {"tracking_uri": uri, "experiment_name": "lake"}}]),
+        WandbLogger(project="lake", dir=str(tmp_path), mode="offline"),
     ]
-    result = run(tmp_path, loggers)[0]
+    result = run(tmp_path, callbacks)[0]
 
     client = mlflow.tracking.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("lake")
