@@ -146,9 +146,9 @@ class SubprocessSlot:
         return self._spec
 
     def submit(self, *request: Any) -> None:
-        if self._process.poll() is not None:
-            self._restart()
         self._kind = str(request[0])
+        if self._kind == "reset" and self._process.poll() is not None:
+            self._restart()  # it lost no episode; a turn, in contrast, must be seen to fail
         if self._up:
             self._deadline = time.monotonic() + self._deadlines.of(self._kind)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen as a crash when polled

@@ -41,10 +41,10 @@ class BrokenLake(FrozenLake):
         if when != self._when or self._seed % self._every:
             return
         if self._once is not None:
-            mark = Path(self._once) / str(self._seed)
-            if mark.exists():
+            try:  # siblings share the seed and may come here at the same time, each in its process
+                (Path(self._once) / str(self._seed)).touch(exist_ok=False)
+            except FileExistsError:
                 return
-            mark.touch()
         if self._how == "raise":
             raise RuntimeError("the ice broke")
         if self._how == "kill":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from typing import Any
@@ -109,20 +110,22 @@ def test_a_simulator_that_raises_fails_its_slot_and_serves_again(make_pool, proc
     assert isinstance(collect(pool)[0], SlotStep)
 
 
-def test_a_killed_process_is_replaced_while_others_go_on(make_pool):
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_killed_process_is_replaced_while_others_go_on(make_pool, noticed):
     pool = make_pool("subprocess")
     for slot in range(2):
         pool.reset(slot, seed=slot)
     collect(pool)
     victim = pool.pids[0]
     os.kill(victim, signal.SIGKILL)
+    if noticed:  # dead before the turn is sent, or while it is under way
+        select.select([os.pidfd_open(victim)], [], [], 10.0)
     for slot in range(2):
         pool.turn(slot, ["left"])
     found = collect(pool)
     assert isinstance(found[1], SlotStep)
-    # The death is seen either when the turn is sent or when its answer is read.
-    if isinstance(found[0], SlotFailure):
-        assert "exit status -9" in found[0].message
+    assert isinstance(found[0], SlotFailure) and found[0].kind == "crash"
+    assert "exit status -9" in found[0].message
     pool.reset(0, seed=9)
     assert isinstance(collect(pool)[0], SlotStep)
     assert pool.pids[0] != victim
