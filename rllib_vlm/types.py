@@ -121,6 +121,8 @@ class Demonstration:
     observation: str = ""  # what is seen, for the grounding formats
     reasoning: str = ""  # why these actions
     prediction: str = ""  # what will be seen next, for the world-modeling formats
+    # About the same views, (question, answer). For imitation alone: nobody asks when a policy acts.
+    questions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_buffer_episodes = 0
         self.warm_start_only_successes = False
         self.warm_start_time_budget_s: float | None = None
+        self.warm_start_precision = "float32"
 
     def prompting(
         self,
@@ -174,6 +175,7 @@ class AgentConfig(AlgorithmConfig):
         buffer_episodes: Any = NotProvided,
         only_successes: Any = NotProvided,
         time_budget_s: Any = NotProvided,
+        precision: Any = NotProvided,
     ) -> Self:
         """Imitation before reinforcement learning.
 
@@ -192,6 +194,8 @@ class AgentConfig(AlgorithmConfig):
                 iteration then reads as many old as new ones.
             only_successes: leave out demonstrations of episodes that failed.
             time_budget_s: seconds after which the warm start ends, whatever `updates` says.
+            precision: "bfloat16" runs the model's matrix products in it (faster where the processor knows it);
+                weights and losses stay "float32". Reinforcement learning always computes as the sampler did.
 
         Returns:
             This updated AlgorithmConfig object.

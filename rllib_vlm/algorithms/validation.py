@@ -37,6 +37,7 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "observation": ("vision", "text"),
         "simulator_process": ("inline", "subprocess"),
         "warm_start_mixing": ("turn", "episode"),
+        "warm_start_precision": ("float32", "bfloat16"),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),

@@ -125,6 +125,7 @@ class VLMAlgorithm(Algorithm):
             minibatch_size=config.warm_start_minibatch_size,
             seed=self._update_seed(),
             expects_credit=False,
+            precision=config.warm_start_precision,
         )
         self._learn(episodes, plan)
 

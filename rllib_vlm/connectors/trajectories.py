@@ -12,14 +12,21 @@ from rllib_vlm.types import Completion, Prompt, TokenCredit, Trajectory, Turn
 
 
 def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
-    """The episode as credit assignment and batching see it; arrays are shared, not copied."""
+    """The episode as credit assignment and batching see it; arrays are shared, not copied.
+
+    In a demonstration, the questions asked about a turn stand as turns of their own behind it.
+    """
     prompts = episode.get_extra_model_outputs(VLMColumns.PROMPT)
     parsed = episode.get_extra_model_outputs(VLMColumns.PARSED)
     completions = episode.get_actions()
     rewards = episode.get_rewards()
     infos = episode.get_infos()
-    return Trajectory(
-        turns=tuple(
+    asked = [()] * len(episode)
+    if VLMColumns.FOLLOWUPS in episode.extra_model_outputs:
+        asked = episode.get_extra_model_outputs(VLMColumns.FOLLOWUPS)
+    turns: list[Turn] = []
+    for i in range(len(episode)):
+        turns.append(
             Turn(
                 prompt=prompts[i],
                 completion=completions[i],
@@ -27,8 +34,10 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
                 reward=float(rewards[i]),
                 info=infos[i + 1],
             )
-            for i in range(len(episode))
-        ),
+        )
+        turns += asked[i]
+    return Trajectory(
+        turns=tuple(turns),
         group=str(episode.custom_data.get(GROUP, episode.id_)),
         terminated=bool(episode.is_terminated),
         truncated=bool(episode.is_truncated),

@@ -129,7 +129,7 @@ class VLMTorchLearner(TorchLearner):
         total_loss = 0.0
         for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
             tensors = to_torch(piece, self._device)
-            out = self._forward(tensors, losses)
+            out = self._forward(tensors, self._plan)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=self.config, batch=tensors, fwd_out=out
             )
@@ -141,8 +141,8 @@ class VLMTorchLearner(TorchLearner):
         self._step_metrics.end_step(time.perf_counter() - start)
         return {}, {DEFAULT_MODULE_ID: torch.tensor(total_loss * world)}, {}
 
-    def _forward(self, tensors: dict[str, Tensor], losses: LossSettings) -> dict[str, Tensor]:
-        active = losses.active
+    def _forward(self, tensors: dict[str, Tensor], plan: UpdatePlan) -> dict[str, Tensor]:
+        active = plan.losses.active
         imitates = "imitation" in active
         with_entropy = "entropy" in active or (self.config.log_entropy and not imitates)
         out: dict[str, Tensor] = self.module[DEFAULT_MODULE_ID].forward_train(
@@ -151,6 +151,7 @@ class VLMTorchLearner(TorchLearner):
             with_values="value" in active,
             # An expert's answer was sampled at no temperature.
             sampling=SamplingParams() if imitates else None,
+            precision=plan.precision,
         )
         if "kl" in active:
             with torch.no_grad():

@@ -146,6 +146,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         with_entropy: bool = False,
         with_values: bool | None = None,
         sampling: SamplingParams | None = None,
+        precision: str = "float32",
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Log-probs, and where asked entropy and values, of the sampled tokens of a packed batch.
@@ -155,12 +156,17 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             with_entropy: also the entropy [B, L] of the distributions the tokens came from.
             with_values: also values [B, L]; by default if there is a value head.
             sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
+            precision: "bfloat16" runs the model's matrix products in it; log-probs stay float32.
 
         Returns:
             `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
         """
         mask = batch["turn_ids"] >= 0
-        states = gather_predicting(self._hidden(batch), mask)
+        with torch.autocast(
+            batch["token_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+        ):
+            hidden = self._hidden(batch)
+        states = gather_predicting(hidden, mask)
         scores = score_tokens(
             states,
             self.family.logits,

@@ -32,6 +32,7 @@ class UpdatePlan:
     normalize_advantages: bool = False
     drop_uninformative: bool = False  # leave out rows without any advantage
     expects_credit: bool = True  # False for imitation
+    precision: str = "float32"  # of the model's matrix products in training
 
 
 def learning_rate(

@@ -27,7 +27,7 @@ from rllib_vlm.core.columns import FINAL_PROMPT, GROUP, METRICS, SUCCESS, TASK_S
 from rllib_vlm.env.slots import SlotFailure, SlotPool, SlotStep
 from rllib_vlm.env.tasks import GroupQueue, Member
 from rllib_vlm.errors import SimulatorError
-from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, SamplingParams
+from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, SamplingParams, Turn
 
 Mixing = Literal["turn", "episode"]
 EventHook = Callable[[str, SingleAgentEpisode, int], None]
@@ -52,9 +52,9 @@ class DemonstrationSettings:
     Source: DAgger (Ross, Gordon, Bagnell, arXiv 1011.0686): states the policy reaches, answers of the expert.
     """
 
-    answer: Callable[
-        [Demonstration], Completion
-    ]  # the expert's turn as the tokens the model should have said
+    # The expert's turn as the tokens the model should have said, and the questions that follow it.
+    answer: Callable[[Demonstration], Completion]
+    followups: Callable[[Demonstration, Prompt, Completion], list[Turn]]
     policy_share: float = 0.0  # probability that the policy acts
     mixing: Mixing = "turn"  # drawn anew each turn, or once for the episode
 
@@ -101,7 +101,8 @@ class _Play:
     episode: SingleAgentEpisode
     rng: np.random.Generator
     policy_acts: bool = True
-    label: Completion | None = None  # the expert's answer to the present state
+    shown: Demonstration | None = None  # what the expert does in the present state
+    label: Completion | None = None  # its answer in tokens
     prompt: Prompt | None = None
     answer: Completion | None = None  # what is acted on
     parsed: ParsedAction | None = None
@@ -236,6 +237,7 @@ class Rollout:
         gave_up = False
         if demonstrations is not None and step.demonstration is not None:
             gave_up = not step.demonstration.actions
+            play.shown = step.demonstration
             play.label = None if gave_up else demonstrations.answer(step.demonstration)
             if demonstrations.mixing == "turn":
                 play.policy_acts = bool(play.rng.random() < demonstrations.policy_share)
@@ -256,6 +258,9 @@ class Rollout:
         outputs: dict[str, Any] = {VLMColumns.PROMPT: play.prompt, VLMColumns.PARSED: play.parsed}
         if settings.demonstrations is not None:
             outputs[VLMColumns.EXECUTED] = play.answer
+            if play.shown is not None and play.label is not None:
+                asked = settings.demonstrations.followups(play.shown, play.prompt, play.label)
+                outputs[VLMColumns.FOLLOWUPS] = asked
         last_turn = len(play.episode) + 1 >= settings.max_turns
         play.episode.add_env_step(
             observation=step.observation,

@@ -36,7 +36,7 @@ from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
 from rllib_vlm.errors import RLlibVLMError
-from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt
+from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     ) -> list[SingleAgentEpisode]:
         demonstrations = DemonstrationSettings(
             answer=self._expert_completion,
+            followups=self._followups,
             policy_share=policy_share,
             mixing=mixing,  # type: ignore[arg-type]
         )
@@ -376,7 +377,23 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     def _expert_completion(self, demonstration: Demonstration) -> Completion:
         parser = next(c for c in self._module_to_env.connectors if isinstance(c, ParseActions))
-        text = parser.format(demonstration)
+        return self._as_completion(parser.format(demonstration))
+
+    def _followups(self, shown: Demonstration, prompt: Prompt, answer: Completion) -> list[Turn]:
+        """Questions about the views of a turn, each after the answer to the one before."""
+        turns: list[Turn] = []
+        so_far = np.concatenate([prompt.token_ids, answer.token_ids])
+        for question, reply in shown.questions:
+            ids = np.concatenate([so_far, self.module.family.encode_followup(question)])
+            # As an answer that only looks, so that seeing is one skill whether asked about or acted on.
+            completion = self._expert_completion(Demonstration(actions=(), observation=reply))
+            asked = replace(prompt, token_ids=ids, text=f"{prompt.text}{answer.text}\n{question}")
+            turns.append(Turn(prompt=asked, completion=completion, parsed=ParsedAction(valid=True), reward=0.0))
+            so_far = np.concatenate([ids, completion.token_ids])
+        return turns
+
+    def _as_completion(self, text: str) -> Completion:
+        """A text as if the model had said it."""
         token_ids = self.module.family.encode_answer(text)
         return Completion(
             token_ids=token_ids,

@@ -61,6 +61,9 @@ class VLMFamily(Protocol):
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""
 
+    def encode_followup(self, text: str) -> NDArray[np.int64]:
+        """[T] what stands between an answer, its stop token included, and the answer to a user's next message."""
+
     def decode(self, token_ids: NDArray[np.int64]) -> str:
         """Text of a completion, without its stop token."""
 

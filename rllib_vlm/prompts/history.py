@@ -4,7 +4,8 @@ A policy may carry two more wishes, which the renderer honours: past turns lose 
 (`images="none"`: the policy returns them without), and the way past turns are laid out
 (`layout`): "chat" gives every past turn its own user and assistant message, with the sampled ids;
 "transcript" puts all past answers into one line of the current message, a handful of tokens a
-turn, for models whose prompts must be short.
+turn, for models whose prompts must be short. A transcript recalls the actions, or with
+`recall="observation"` also what the model said it saw: a memory of what is out of view by now.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from rllib_vlm.prompts.base import Exchange
 
 Layout = Literal["chat", "transcript"]
 PastImages = Literal["none", "all"]
+Recall = Literal["actions", "observation"]
 
 
 @dataclass(frozen=True)
 class _Window:
     images: PastImages
     layout: Layout
+    recall: Recall
 
     def __post_init__(self) -> None:
         errors = [
@@ -32,6 +35,7 @@ class _Window:
             for key, value, known in (
                 ("images", self.images, get_args(PastImages)),
                 ("layout", self.layout, get_args(Layout)),
+                ("recall", self.recall, get_args(Recall)),
             )
             if value not in known
         ]
@@ -53,6 +57,7 @@ class Full(_Window):
 
     images: PastImages = "all"
     layout: Layout = "chat"
+    recall: Recall = "actions"
 
     def __call__(self, past: Sequence[Exchange]) -> Sequence[Exchange]:
         return self._without_images(past)
@@ -65,6 +70,7 @@ class LastK(_Window):
     k: int
     images: PastImages = "none"
     layout: Layout = "chat"
+    recall: Recall = "actions"
 
     def __call__(self, past: Sequence[Exchange]) -> Sequence[Exchange]:
         return self._without_images(past[-self.k :])

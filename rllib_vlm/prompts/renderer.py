@@ -106,6 +106,7 @@ class PromptRenderer:
         self.max_images = max_images
         self._format = parser.instructions(actions, max_actions)
         self._transcript = getattr(history, "layout", "chat") == "transcript"
+        self._recalls_observation = getattr(history, "recall", "actions") == "observation"
         self.system("")  # a broken template shows now, not in the first episode
 
     def system(self, instruction: str) -> str:
@@ -216,9 +217,14 @@ class PromptRenderer:
         return limited[::-1], dropped
 
     def _summary(self, answer: str) -> str:
-        """A past answer in a transcript: the actions it led to, without its tags and thoughts."""
+        """A past answer in a transcript: the actions it led to, and what it says was seen where that is kept."""
         parsed = self.parser(answer, self.actions, self.max_actions)
-        return ",".join(parsed.actions) if parsed.valid else INVALID
+        if not parsed.valid:
+            return INVALID
+        start, stop = parsed.spans.get("observation", (0, 0))
+        seen = answer[start:stop].strip() if self._recalls_observation else ""
+        actions = ",".join(parsed.actions)
+        return f"{seen}: {actions}" if seen else actions
 
     def _user(
         self,

@@ -96,6 +96,16 @@ class ChatEncoder:
         writer.text(self._answer)
         return writer.finish()
 
+    def followup(self, text: str) -> Ids:
+        """The ids from an ended answer to the next one, with a user's message in between."""
+        if IMAGE_PLACEHOLDER in text:
+            raise ModelError(f"a follow-up message cannot hold {IMAGE_PLACEHOLDER!r}: it is about images shown before")
+        writer = _Writer(self)
+        writer.text(self._tail[len(self._end) :] + self._heads["user"])
+        writer.content(text)
+        writer.text(self._tail + self._answer)
+        return writer.finish()[0]
+
     def answer(self, text: str) -> Ids:
         """The ids of an answer's text, as a sampled one would be read back; no end of message."""
         return self.tokenize(text, literal=any(token in text for token in self._special))

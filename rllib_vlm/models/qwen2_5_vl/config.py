@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from rllib_vlm.errors import ModelError, UnknownNameError, did_you_mean
+from rllib_vlm.models.initialization import initialize
 from rllib_vlm.models.qwen2_5_vl.images import ImageFormat
 from rllib_vlm.models.tokenizer import load_corpus, train_tokenizer
 
@@ -63,7 +64,7 @@ class ModelConfig:
     patch_size: int = 14
     spatial_merge: int = 2
     rope_theta: float = 10_000.0
-    initializer_range: float = 0.04
+    mrope_section: tuple[int, ...] | None = None  # rotary frequencies of time, height, width; 1:1.5:1.5 where None
     vocab_size: int = 1024
     tokenizer_words: tuple[str, ...] = ()  # one token each, whatever the texts
     tokenizer_texts: tuple[str, ...] | None = None  # the packaged corpus where None
@@ -86,7 +87,7 @@ class ModelConfig:
         if size is not None and size not in SIZES:
             raise UnknownNameError("model sizes", size, SIZES)
         values = {**SIZES.get(size or "", {}), **config}
-        for key in ("freeze", "tokenizer_words", "tokenizer_texts"):
+        for key in ("freeze", "tokenizer_words", "tokenizer_texts", "mrope_section"):
             if values.get(key) is not None:
                 value = values[key]
                 values[key] = (value,) if isinstance(value, str) else tuple(value)
@@ -144,7 +145,11 @@ def _from_size(config: ModelConfig) -> Loaded:
     _check_heads("vision_hidden", config.vision_hidden, "vision_heads", vision_heads, 4)
     half = config.hidden_size // heads // 2
     side = 3 * half // 8
-    common = {"initializer_range": config.initializer_range}
+    sections = config.mrope_section or (half - 2 * side, side, side)
+    if len(sections) != 3 or min(sections) < 1 or sum(sections) != half:
+        raise ModelError(
+            f"mrope_section is {list(sections)}: give three numbers from 1 up that add up to {half}, half a head's size"
+        )
     model_config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": _round_up(len(tokenizer), 8),
@@ -157,13 +162,12 @@ def _from_size(config: ModelConfig) -> Loaded:
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": config.rope_theta,
-                "mrope_section": [half - 2 * side, side, side],
+                "mrope_section": list(sections),
             },
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "tie_word_embeddings": True,
-            **common,
         },
         vision_config={
             "depth": config.vision_depth,
@@ -176,7 +180,6 @@ def _from_size(config: ModelConfig) -> Loaded:
             "window_size": 8 * config.patch_size,
             # Small pictures: every block sees the whole picture.
             "fullatt_block_indexes": list(range(config.vision_depth)),
-            **common,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
@@ -188,7 +191,9 @@ def _from_size(config: ModelConfig) -> Loaded:
     model_config._attn_implementation = config.attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Qwen2_5_VLForConditionalGeneration(model_config).to(DTYPES[config.dtype])
+        model = Qwen2_5_VLForConditionalGeneration(model_config)
+        initialize(model, num_layers=config.num_layers)
+    model = model.to(DTYPES[config.dtype])
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     images = ImageFormat(

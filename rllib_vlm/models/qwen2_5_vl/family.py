@@ -104,6 +104,14 @@ class Qwen25VL:
         """[T] the ids of an answer as the model would sample it, its stop token included."""
         return np.append(self._chat.answer(text), self.stop_token_ids[0])
 
+    def encode_followup(self, text: str) -> NDArray[np.int64]:
+        """[T] what stands between an answer, its stop token included, and the answer to a user's next message.
+
+        Raises:
+            ModelError: the text holds an image placeholder.
+        """
+        return self._chat.followup(text)
+
     def decode(self, token_ids: NDArray[np.int64]) -> str:
         """Text of a completion, without its stop token."""
         ids = list(map(int, token_ids))
@@ -134,12 +142,12 @@ class Qwen25VL:
             def causal(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return attend(q, k, v, None)
 
-            return run_layers(language, x, cos, sin, causal, checkpoint=checkpoint)
+            return run_layers(language, x, cos, sin, causal, checkpoint=checkpoint).to(x.dtype)
         segments = Segments(rows.segment_ids)
         line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
         cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
         hidden = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
-        return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0]).view_as(x)
+        return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0].to(x.dtype)).view_as(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

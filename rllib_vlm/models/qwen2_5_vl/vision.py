@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from rllib_vlm.models.qwen2_5_vl.decoder import rms_norm, rotate
+from rllib_vlm.models.qwen2_5_vl.decoder import dot_product_attention, rms_norm, rotate
 from rllib_vlm.models.qwen2_5_vl.images import ImageFormat, patchify, repeat_frames
 
 _LARGE = 1024  # patches a picture; beyond it a dense window mask costs more than it saves
@@ -90,9 +90,7 @@ def _block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor |
     qkv = attention.qkv(rms_norm(block.norm1, x)).view(n, size, 3, attention.num_heads, -1)
     qk = rotate(qkv[:, :, :2].flatten(2, 3), cos, sin)
     q, k = qk[:, :, : attention.num_heads], qk[:, :, attention.num_heads :]
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2), attn_mask=mask
-    )
+    out = dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2), mask)
     x = x + attention.proj(out.transpose(1, 2).reshape(n, size, width))
     mlp: Any = block.mlp
     h = rms_norm(block.norm2, x)

@@ -16,6 +16,7 @@ from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
 from rllib_vlm.sims.household.metrics import EpisodeRecord
+from rllib_vlm.sims.household.questions import locate
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
 from rllib_vlm.sims.household.scene import CAMERAS, Scene
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
@@ -113,6 +114,8 @@ class Household(Simulator):
     - `house_seeds`: (first, one after the last) seed of the houses.
     - `start`, `curriculum`: see above; a curriculum overrides `start`.
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
+    - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
+      for imitation to learn seeing from; 0 asks nothing.
 
     Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed).
 
@@ -154,12 +157,14 @@ class Household(Simulator):
         start: Start = "anywhere",
         curriculum: str | None = None,
         world: Literal["embedded"] = "embedded",
+        questions: int = 0,
         render_mode: str | None = None,
     ) -> None:
         self.settings: Settings = check_settings(
             split=split, tasks=tasks, rooms=rooms, furniture=furniture, items=items, house_seeds=house_seeds,
             observation=observation, camera_size=camera_size, reward=reward, weights=reward_weights,
             max_steps=max_steps, start=start, curriculum=curriculum, world=world,
+            questions=questions,
         )  # fmt: skip
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
@@ -256,6 +261,7 @@ class Household(Simulator):
             shortest_path_m=self._shortest_path(episode),
         )
         self._limit = self.settings.max_steps[episode.task.name]
+        self._asking = np.random.default_rng([episode.seed, len(episode.house.items)])
         self._over = False
         self._failed: list[str] = []
         self._at = (start.x, start.y)
@@ -450,6 +456,12 @@ class Household(Simulator):
         )
 
     # ----- observations
+
+    def ask(self) -> tuple[tuple[str, str], ...]:
+        """The questions that go with an expert's present turn, and their answers."""
+        count = self.settings.questions
+        asked = locate(self._scene, self._asking, count) if count else None
+        return (asked,) if asked is not None else ()
 
     def held_words(self) -> str:
         """The held object in words; "nothing" if there is none."""

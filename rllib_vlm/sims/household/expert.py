@@ -79,7 +79,7 @@ class HouseholdExpert:
         )  # fmt: skip
         return Demonstration(
             actions=move.actions, observation=text, reasoning=reasoned(move.subgoal, self.task),
-            prediction=predicted(move.subgoal, self.task),
+            prediction=predicted(move.subgoal, self.task), questions=self.env.ask(),
         )  # fmt: skip
 
     # ----- what both kinds do once they know enough

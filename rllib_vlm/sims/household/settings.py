@@ -35,11 +35,13 @@ class Settings:
     start: Start
     curriculum: str | None
     world: str
+    questions: int
 
 
 def check_settings(
     *, split: Any, tasks: Any, rooms: Any, furniture: Any, items: Any, house_seeds: Any, observation: Any,
     camera_size: Any, reward: Any, weights: Any, max_steps: Any, start: Any, curriculum: Any, world: Any,
+    questions: Any,
 ) -> Settings:  # fmt: skip
     """All arguments, checked.
 
@@ -85,6 +87,8 @@ def check_settings(
     seeds = pair("house_seeds", house_seeds, 0)
     if seeds[0] == seeds[1]:
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
+    if isinstance(questions, bool) or not isinstance(questions, int) or questions < 0:
+        problems.append(f"questions={questions!r} is not a whole number from 0 up")
     size = _camera_size(camera_size, problems)
     checked_weights, wrong = reward_weights(weights)
     problems += wrong
@@ -94,6 +98,7 @@ def check_settings(
     return Settings(
         split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
+        questions=questions,
     )  # fmt: skip
 
 

@@ -1,0 +1,45 @@
+"""Questions about what the robot sees, and their true answers: material to learn seeing from, beside acting."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
+from rllib_vlm.sims.household.phrases import where
+from rllib_vlm.sims.household.scene import Scene
+
+_MOST_ABSENT = 3
+_FROM_HERE = 0.5  # share of absent things that exist elsewhere in the house
+
+
+def locate(scene: Scene, rng: np.random.Generator, count: int) -> tuple[str, str] | None:
+    """Where some things are: `locate the red mug , the blue cup` and `red mug ahead left near; blue cup not seen`.
+
+    Up to `count` things in random order, most of them visible, some not; of things that look alike the
+    nearest is meant. None where there is nothing to ask.
+    """
+    held = scene.world.robot.held
+    places: dict[str, str] = {}
+    for seen in scene.look():
+        if seen.kind != "door" and seen.id != held:
+            places.setdefault(seen.words, where(seen))
+    shown = [str(words) for words in rng.permutation(sorted(places))][: max(1, count - 1)]
+    elsewhere = sorted({f"{i.color} {i.type}" for i in scene.house.items} - places.keys())
+    absent: list[str] = []
+    for _ in range(min(max(count - len(shown), 0), _MOST_ABSENT)):
+        if elsewhere and rng.random() < _FROM_HERE:
+            words = elsewhere[int(rng.integers(len(elsewhere)))]
+        else:
+            words = f"{_draw(rng, ITEM_COLORS)} {_draw(rng, ITEMS)}"
+        if words not in places and words not in absent:
+            absent.append(words)
+    asked = [str(words) for words in rng.permutation([*shown, *absent])]
+    if not asked:
+        return None
+    # A blank before each comma: a name then is the same token before it as before a full stop or a place.
+    question = "locate " + " , ".join(f"the {words}" for words in asked)
+    return question, "; ".join(f"{words} {places.get(words, 'not seen')}" for words in asked)
+
+
+def _draw(rng: np.random.Generator, names: dict[str, object]) -> str:
+    return list(names)[int(rng.integers(len(names)))]
