@@ -44,6 +44,18 @@ def test_log_probs_and_entropy_are_those_of_the_sampling_distribution(module):
     assert (out[VLMColumns.ENTROPY][mask] > 0).all()
 
 
+def test_bfloat16_stays_near_and_its_log_probs_are_float32(module):
+    batch = to_torch(pack(random_rows(module.family), max_tokens=200))
+    exact = module.forward_train(batch)[VLMColumns.LOGPROBS]
+    rough = module.forward_train(batch, precision="bfloat16")[VLMColumns.LOGPROBS]
+    assert rough.dtype == torch.float32
+    assert 0.0 < (rough - exact).abs().max() < 0.1
+    rough.sum().backward()
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    module.zero_grad(set_to_none=True)
+
+
 def test_small_chunks_change_nothing(module, monkeypatch):
     from rllib_vlm.core import scoring
 

@@ -32,6 +32,21 @@ def chat(template: str | None = None) -> tuple[ChatEncoder, PreTrainedTokenizerF
 
 
 @pytest.mark.parametrize("template", [None, QWEN_TEMPLATE])
+def test_a_follow_up_stands_as_in_a_longer_conversation(template: str | None) -> None:
+    encoder, tokenizer = chat(template)
+    stop = (tokenizer.eos_token_id,)
+    first = [Message(role="user", text="<image>go", images=(IMAGE,))]
+    answer = np.append(encoder.answer("<answer>done</answer>"), stop[0])
+    said = Message(role="assistant", text="<answer>done</answer>", token_ids=answer)
+    whole, _ = encoder.prompt([*first, said, Message(role="user", text="locate the mug")], (6,), stop)
+    start, _ = encoder.prompt(first, (6,), stop)
+    joined = np.concatenate([start, answer, encoder.followup("locate the mug")])
+    assert joined.tolist() == whole.tolist()
+    with pytest.raises(ModelError, match="cannot hold"):
+        encoder.followup("and <image>?")
+
+
+@pytest.mark.parametrize("template", [None, QWEN_TEMPLATE])
 @pytest.mark.parametrize("system", [True, False])
 def test_ids_are_those_of_the_template_with_images_expanded(template: str | None, system: bool) -> None:
     encoder, tokenizer = chat(template)

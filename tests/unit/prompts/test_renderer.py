@@ -111,6 +111,22 @@ def test_an_invalid_past_answer_shows_as_such_in_a_transcript() -> None:
     assert "previously: invalid | rotate_right" in text
 
 
+def test_a_transcript_may_recall_what_was_seen() -> None:
+    said = "<think><observation> red mug left </observation><reasoning> go</reasoning></think><answer>rotate_right</answer>"
+    past = [Exchange(text="", images=(), answer=said), Exchange(text="", images=(), answer="hm")]
+    history = {"name": "last_k", "k": 2, "layout": "transcript"}
+
+    def line(recall: str, parser: str = "grounding") -> str:
+        made = renderer({**history, "recall": recall}, parser=parser)
+        return made.render(TASK, past, "now", ()).messages[-1].text
+
+    assert "previously: red mug left: rotate_right | invalid" in line("observation")
+    assert "previously: rotate_right | invalid" in line("actions")
+    # A format without an observation has none to recall.
+    past = [Exchange(text="", images=(), answer="<answer>rotate_right</answer>")]
+    assert "previously: rotate_right\n" in line("observation", parser="no_think")
+
+
 def test_the_instruction_survives_every_cut() -> None:
     for template in template_names():
         for history in ("full", "current", "last_1"):
