@@ -163,7 +163,10 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """
         mask = batch["turn_ids"] >= 0
         with torch.autocast(
-            batch["token_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+            batch["token_ids"].device.type,
+            torch.bfloat16,
+            enabled=precision == "bfloat16",
+            cache_enabled=False,
         ):
             hidden = self._hidden(batch)
         states = gather_predicting(hidden, mask)

@@ -388,7 +388,9 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             # As an answer that only looks, so that seeing is one skill whether asked about or acted on.
             completion = self._expert_completion(Demonstration(actions=(), observation=reply))
             asked = replace(prompt, token_ids=ids, text=f"{prompt.text}{answer.text}\n{question}")
-            turns.append(Turn(prompt=asked, completion=completion, parsed=ParsedAction(valid=True), reward=0.0))
+            turns.append(
+                Turn(prompt=asked, completion=completion, parsed=ParsedAction(valid=True), reward=0.0)
+            )
             so_far = np.concatenate([ids, completion.token_ids])
         return turns
 

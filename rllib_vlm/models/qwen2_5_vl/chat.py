@@ -99,7 +99,9 @@ class ChatEncoder:
     def followup(self, text: str) -> Ids:
         """The ids from an ended answer to the next one, with a user's message in between."""
         if IMAGE_PLACEHOLDER in text:
-            raise ModelError(f"a follow-up message cannot hold {IMAGE_PLACEHOLDER!r}: it is about images shown before")
+            raise ModelError(
+                f"a follow-up message cannot hold {IMAGE_PLACEHOLDER!r}: it is about images shown before"
+            )
         writer = _Writer(self)
         writer.text(self._tail[len(self._end) :] + self._heads["user"])
         writer.content(text)

@@ -64,7 +64,9 @@ class ModelConfig:
     patch_size: int = 14
     spatial_merge: int = 2
     rope_theta: float = 10_000.0
-    mrope_section: tuple[int, ...] | None = None  # rotary frequencies of time, height, width; 1:1.5:1.5 where None
+    mrope_section: tuple[int, ...] | None = (
+        None  # rotary frequencies of time, height, width; 1:1.5:1.5 where None
+    )
     vocab_size: int = 1024
     tokenizer_words: tuple[str, ...] = ()  # one token each, whatever the texts
     tokenizer_texts: tuple[str, ...] | None = None  # the packaged corpus where None

@@ -80,13 +80,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     grouped = mask is None or q.device.type == "cpu"  # CUDA's fast kernels take groups only unmasked
     if q.shape[1] != k.shape[1] and not grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    return dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    return dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-    """torch's own; under autocast on a CPU in float32, where its bfloat16 backward is three times slower."""
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """Torch's own; under autocast on a CPU in float32, where its bfloat16 backward is three times slower."""
     if q.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **kwargs)
     with torch.autocast("cpu", enabled=False):

@@ -147,7 +147,12 @@ class Qwen25VL:
         line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
         cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
         hidden = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
-        return x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0].to(x.dtype)).view_as(x)
+        return (
+            x.new_zeros(x.shape)
+            .flatten(0, 1)
+            .index_copy(0, segments.tokens, hidden[0].to(x.dtype))
+            .view_as(x)
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

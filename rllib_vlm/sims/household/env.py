@@ -18,7 +18,7 @@ from rllib_vlm.sims.household.episode import Episode, EpisodeSource
 from rllib_vlm.sims.household.metrics import EpisodeRecord
 from rllib_vlm.sims.household.questions import locate
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
-from rllib_vlm.sims.household.scene import CAMERAS, Scene
+from rllib_vlm.sims.household.scene import CAMERAS, Scene, Sighting
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
 from rllib_vlm.sims.household.tasks import (
     GRASPING,
@@ -28,7 +28,7 @@ from rllib_vlm.sims.household.tasks import (
     TaskName,
     item_words,
 )
-from rllib_vlm.sims.household.text_view import describe, proprioception
+from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, proprioception
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
 from rllib_vlm.types import ActionSet
@@ -116,8 +116,10 @@ class Household(Simulator):
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
     - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
       for imitation to learn seeing from; 0 asks nothing.
+    - `blank_images`: all pictures are grey, to measure what a policy does without its eyes.
 
-    Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed).
+    Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed from 0 up, of
+    `house_seeds` or not: the episode is in that house or not at all).
 
     ## Metrics
     `info["metrics"]` of the last step: success, sel, spl, episode_length, expert_length, path_m,
@@ -158,13 +160,14 @@ class Household(Simulator):
         curriculum: str | None = None,
         world: Literal["embedded"] = "embedded",
         questions: int = 0,
+        blank_images: bool = False,
         render_mode: str | None = None,
     ) -> None:
         self.settings: Settings = check_settings(
             split=split, tasks=tasks, rooms=rooms, furniture=furniture, items=items, house_seeds=house_seeds,
             observation=observation, camera_size=camera_size, reward=reward, weights=reward_weights,
             max_steps=max_steps, start=start, curriculum=curriculum, world=world,
-            questions=questions,
+            questions=questions, blank_images=blank_images,
         )  # fmt: skip
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
@@ -229,7 +232,7 @@ class Household(Simulator):
         name: TaskName = self.settings.tasks[int(rng.integers(len(self.settings.tasks)))]
         name = options.get("task") or name
         self._episode = episode = self._source.draw(
-            number, split, name=name, start=self._start(name, options, rng), rng=rng
+            number, split, name=name, start=self._start(name, options, rng), rng=rng, house=_house(options)
         )
         start = episode.start
         self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))
@@ -457,10 +460,16 @@ class Household(Simulator):
 
     # ----- observations
 
+    def where(self, seen: Sighting) -> str:
+        """Where a visible thing is, in words as exact as the observation lets one know."""
+        if self.settings.observation == "vision":
+            return coarse_place(seen)
+        return exact_place(seen, self.world.robot)
+
     def ask(self) -> tuple[tuple[str, str], ...]:
         """The questions that go with an expert's present turn, and their answers."""
         count = self.settings.questions
-        asked = locate(self._scene, self._asking, count) if count else None
+        asked = locate(self._scene, self.where, self._asking, count) if count else None
         return (asked,) if asked is not None else ()
 
     def held_words(self) -> str:
@@ -477,5 +486,6 @@ class Household(Simulator):
         observation: Observation = {"text": text}
         if mode != "text":
             pictures = self.world.render()
-            observation["images"] = np.stack([pictures[c] for c in CAMERAS])
+            images = np.stack([pictures[c] for c in CAMERAS])
+            observation["images"] = np.full_like(images, 127) if self.settings.blank_images else images
         return observation

@@ -6,81 +6,24 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from rllib_vlm.errors import SimulatorError
-from rllib_vlm.sims.household.grasp import STRETCH, Body, Target, standing_points
+from rllib_vlm.sims.household.grasp import STRETCH, Body
 from rllib_vlm.sims.household.houses import generate_house
-from rllib_vlm.sims.household.planner import NavigationMap, Pose
+from rllib_vlm.sims.household.place import Place
+from rllib_vlm.sims.household.planner import Pose
 from rllib_vlm.sims.household.tasks import GRASPING, Task, TaskName, draw_task
 from rllib_vlm.sims.household.world import House, Item, Split
 from rllib_vlm.sims.tasks import Start
 
-VIEWING_M = (0.6, 1.4)  # ObjectNav is finished from between these distances
 NEAR_START_M = (0.3, 1.2)  # how far a `near` start is from where the task can be finished
 ROOM_MARGIN_M = 0.35  # so far inside a room one is surely in it
 _TRIES = 25
 _KEPT_HOUSES = 4
-
-
-class Place:
-    """A house with what the planner knows of it; masks are computed once per item and kept."""
-
-    def __init__(self, house: House, body: Body = STRETCH) -> None:
-        self.house, self.body = house, body
-        self.nav = NavigationMap(house, body.radius)
-        self._masks: dict[str, NDArray[np.bool_]] = {}
-
-    @cached_property
-    def reachable(self) -> NDArray[np.bool_]:
-        """The largest connected part of the free floor."""
-        labels, count = _label(self.nav.free)
-        if count == 0:
-            return np.zeros_like(self.nav.free)
-        return np.asarray(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
-
-    def as_target(self, item: Item, position: tuple[float, float, float] | None = None) -> Target:
-        """An item as the planner sees it, at its first place or at another one."""
-        x, y, z = position or (item.x, item.y, item.z)
-        width, depth, height = item.size
-        return Target(
-            id=item.id,
-            x=x,
-            y=y,
-            z=z,
-            top=z + height / 2,
-            radius=max(width, depth) / 2,
-            depth=(width + depth) / 4,
-        )
-
-    def standing(self, item: Item) -> NDArray[np.bool_]:
-        """Grid points from which this item can be taken at its first place."""
-        if item.id not in self._masks:
-            others = [self.as_target(i) for i in self.house.items if i.receptacle == item.receptacle]
-            mask = standing_points(self.nav, self.body, self.as_target(item), others)
-            self._masks[item.id] = mask & self.reachable
-        return self._masks[item.id]
-
-    def viewing(self, item: Item) -> NDArray[np.bool_]:
-        """Grid points from which this item can be looked at from near."""
-        key = f"view {item.id}"
-        if key not in self._masks:
-            mask = self.reachable & self.nav.within(item.x, item.y, *VIEWING_M)
-            for i, j in np.argwhere(mask):
-                point = float(self.nav.xs[i]), float(self.nav.ys[j])
-                mask[i, j] = self.nav.in_sight(point, (item.x, item.y), 0.08)
-            self._masks[key] = mask
-        return self._masks[key]
-
-
-def _label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    return np.asarray(labels, np.int32), int(count)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,15 +87,25 @@ class EpisodeSource:
         return self._places[key]
 
     def draw(
-        self, seed: int, split: Split, *, name: TaskName, start: Start, rng: np.random.Generator
-    ) -> Episode:
+        self, seed: int, split: Split, *, name: TaskName, start: Start, rng: np.random.Generator,
+        house: int | None = None,
+    ) -> Episode:  # fmt: skip
         """An episode of this task; houses that do not allow one are passed over.
 
+        Args:
+            seed: of the episode; kept in it, and what `rng` was made from.
+            split: of the house.
+            name: the task.
+            start: the kind of start.
+            rng: what everything is drawn with.
+            house: the seed of the one house it may be in; None draws a house.
+
         Raises:
-            SimulatorError: no house that was tried allows the task.
+            SimulatorError: no house that was tried allows the task, or there is no such house.
         """
         for _ in range(_TRIES):
-            place = self.place(int(rng.integers(*self._range)), split)
+            drawn = int(rng.integers(*self._range))  # drawn always, so that the rest stays the same
+            place = self.place(drawn if house is None else house, split)
 
             def reachable(item: Item, place: Place = place) -> bool:
                 mask = place.standing(item) if name in GRASPING else place.viewing(item)
@@ -169,6 +122,11 @@ class EpisodeSource:
                     seed=seed, split=split, place=place, task=task, start=pose, start_kind=start,
                     goal=goal, way=way,
                 )  # fmt: skip
+        if house is not None:
+            raise SimulatorError(
+                f"house {house} of split {split!r} with {self._parameters} allows no {name} task with a start "
+                f"{start!r} (seed {seed}). Give another house or another task."
+            )
         raise SimulatorError(
             f"no {name} task in {_TRIES} houses with {self._parameters} (seed {seed}, split {split!r}). "
             "Allow more items or more rooms."

@@ -6,10 +6,11 @@ import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rllib_vlm.errors import UnknownNameError
-from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, VIEWING_M, Episode
+from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
 from rllib_vlm.sims.household.manoeuvres import Manoeuvre, Manoeuvres
 from rllib_vlm.sims.household.memory import Memory
 from rllib_vlm.sims.household.phrases import observed, predicted, reasoned
+from rllib_vlm.sims.household.place import VIEWING_M
 from rllib_vlm.sims.household.planner import Point, Pose
 from rllib_vlm.sims.household.tasks import GRASPING, named_receptacles
 from rllib_vlm.sims.household.world import Room
@@ -72,7 +73,7 @@ class HouseholdExpert:
         memory, world, room = self.memory, self.env.world, self.env.scene.room
         target = memory.visible("item", memory.targets)
         text = observed(
-            self.task, holding=self.env.holds_target(),
+            self.task, self.env.where, holding=self.env.holds_target(),
             at_gripper=target is not None and target.id in world.graspable(),
             target=target, place=memory.visible("furniture"), door=memory.visible("door"),
             room=room.type if room is not None else None,

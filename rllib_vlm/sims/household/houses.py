@@ -12,6 +12,7 @@ from rllib_vlm.errors import SimulatorError
 from rllib_vlm.sims.household.catalogue import ROOMS
 from rllib_vlm.sims.household.floorplan import Clearance, plan_doors, plan_rooms
 from rllib_vlm.sims.household.furnishing import furnish, place_items
+from rllib_vlm.sims.household.place import Place
 from rllib_vlm.sims.household.world import House, Split
 
 _SPLIT_KEYS: dict[Split, int] = {"train": 1, "heldout": 2}
@@ -74,7 +75,10 @@ def _attempt(
     loose = place_items(rng, pieces, Clearance.of(bare), items)
     if loose is None:
         return None
-    return House(seed, split, plan, doors, pieces, loose)
+    house = House(seed, split, plan, doors, pieces, loose)
+    # Rooms are furnished one by one, so a passage between two pieces may still be too narrow for the
+    # planner's coarser grid. Such a house is given up; the stream of draws goes on with another.
+    return None if Place(house).cut_off() else house
 
 
 def house_hash(house: House) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.sims.household.episode import Place
 from rllib_vlm.sims.household.grasp import (
     ARM_STEP_M,
     Target,
@@ -23,6 +22,7 @@ from rllib_vlm.sims.household.grasp import (
     side_bearing,
     standing_points,
 )
+from rllib_vlm.sims.household.place import Place
 from rllib_vlm.sims.household.planner import Point, Pose, drive, turns
 from rllib_vlm.sims.household.world import World
 

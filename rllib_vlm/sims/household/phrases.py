@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rllib_vlm.sims.household.scene import Sighting
 from rllib_vlm.sims.household.tasks import Task
-from rllib_vlm.sims.household.text_view import bearing_words, distance_words
 
 PREDICTIONS = {
     "search": "new view",
@@ -29,16 +30,14 @@ PREDICTIONS = {
 }
 
 
-def where(seen: Sighting) -> str:
-    """`ahead left near`."""
-    return f"{bearing_words(seen.bearing)} {distance_words(seen.distance)}"
-
-
 def observed(
-    task: Task, *, holding: bool, at_gripper: bool, target: Sighting | None, place: Sighting | None,
-    door: Sighting | None, room: str | None,
+    task: Task, where: Callable[[Sighting], str], *, holding: bool, at_gripper: bool, target: Sighting | None,
+    place: Sighting | None, door: Sighting | None, room: str | None,
 ) -> str:  # fmt: skip
-    """What is visible of what matters to the task: target, then its receptacle, then a door."""
+    """What is visible of what matters to the task: target, then its receptacle, then a door.
+
+    `where` says in words where a visible thing is.
+    """
     if holding:
         return f"holding {task.thing}"
     if not task.thing:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
-from rllib_vlm.sims.household.phrases import where
-from rllib_vlm.sims.household.scene import Scene
+from rllib_vlm.sims.household.scene import Scene, Sighting
 
 _MOST_ABSENT = 3
 _FROM_HERE = 0.5  # share of absent things that exist elsewhere in the house
 
 
-def locate(scene: Scene, rng: np.random.Generator, count: int) -> tuple[str, str] | None:
+def locate(
+    scene: Scene, where: Callable[[Sighting], str], rng: np.random.Generator, count: int
+) -> tuple[str, str] | None:
     """Where some things are: `locate the red mug , the blue cup` and `red mug ahead left near; blue cup not seen`.
 
-    Up to `count` things in random order, most of them visible, some not; of things that look alike the
+    `where` says in words where a visible thing is. Up to `count` things in random order, most of them visible, some not; of things that look alike the
     nearest is meant. None where there is nothing to ask.
     """
     held = scene.world.robot.held
@@ -41,5 +44,5 @@ def locate(scene: Scene, rng: np.random.Generator, count: int) -> tuple[str, str
     return question, "; ".join(f"{words} {places.get(words, 'not seen')}" for words in asked)
 
 
-def _draw(rng: np.random.Generator, names: dict[str, object]) -> str:
+def _draw(rng: np.random.Generator, names: Mapping[str, object]) -> str:
     return list(names)[int(rng.integers(len(names)))]

@@ -36,12 +36,13 @@ class Settings:
     curriculum: str | None
     world: str
     questions: int
+    blank_images: bool
 
 
 def check_settings(
     *, split: Any, tasks: Any, rooms: Any, furniture: Any, items: Any, house_seeds: Any, observation: Any,
     camera_size: Any, reward: Any, weights: Any, max_steps: Any, start: Any, curriculum: Any, world: Any,
-    questions: Any,
+    questions: Any, blank_images: Any,
 ) -> Settings:  # fmt: skip
     """All arguments, checked.
 
@@ -89,6 +90,8 @@ def check_settings(
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
     if isinstance(questions, bool) or not isinstance(questions, int) or questions < 0:
         problems.append(f"questions={questions!r} is not a whole number from 0 up")
+    if not isinstance(blank_images, bool):
+        problems.append(f"blank_images={blank_images!r} is not true or false")
     size = _camera_size(camera_size, problems)
     checked_weights, wrong = reward_weights(weights)
     problems += wrong
@@ -98,7 +101,7 @@ def check_settings(
     return Settings(
         split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
-        questions=questions,
+        questions=questions, blank_images=blank_images,
     )  # fmt: skip
 
 

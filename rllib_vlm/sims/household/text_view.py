@@ -52,20 +52,28 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
     room = scene.room
     lines = [f"in the {room.type}" if room is not None else "in a doorway"]
     seen = [s for s in scene.look() if s.id != scene.world.robot.held]
-    lines += [_line(s, scene.world.robot, room.type if room is not None else None) for s in seen[:max_lines]]
+    for thing in seen[:max_lines]:
+        elsewhere = thing.kind == "furniture" and thing.room != (room.type if room is not None else None)
+        where = f" in {thing.room}" if elsewhere else ""
+        lines.append(f"{thing.words}{where} {exact_place(thing, scene.world.robot)}")
     lines.append(proprioception(scene.world.robot, held, failed))
     return "; ".join(lines)  # not line by line: after a blank, a name is the same token everywhere
 
 
-def _line(seen: Sighting, robot: RobotState, here: str | None) -> str:
+def exact_place(seen: Sighting, robot: RobotState) -> str:
+    """Where a thing is, as exactly as `describe` says it: `right 92 6 up 12 out 24`."""
     near = seen.distance <= NEAR_M
     step = 2 if near else 6
     angle = step * round(seen.bearing / step)
     side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
-    room = f" in {seen.room}" if seen.kind == "furniture" and seen.room != here else ""
-    words = f"{seen.words}{room} {side} {abs(angle)} {round(10 * seen.distance)}"
+    words = f"{side} {abs(angle)} {round(10 * seen.distance)}"
     if near and seen.kind == "item" and -130.0 <= seen.bearing <= -50.0:
         up = round(100 * (seen.z - robot.gripper[2]))
         out = round(100 * (seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])))
         words += f" {'up' if up >= 0 else 'down'} {abs(up)} {'out' if out >= 0 else 'in'} {abs(out)}"
     return words
+
+
+def coarse_place(seen: Sighting) -> str:
+    """Where a thing is, as well as a glance tells: `ahead left near`."""
+    return f"{bearing_words(seen.bearing)} {distance_words(seen.distance)}"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from rllib_vlm.sims.household import planner
 from rllib_vlm.sims.household import robot as rb
-from rllib_vlm.sims.household.episode import Place
 from rllib_vlm.sims.household.grasp import (
     ARM_SMALL_STEP_M,
     ARM_STEP_M,
@@ -20,6 +19,7 @@ from rllib_vlm.sims.household.grasp import (
     side_bearing,
 )
 from rllib_vlm.sims.household.houses import generate_house
+from rllib_vlm.sims.household.place import Place
 from rllib_vlm.sims.household.planner import Pose
 from rllib_vlm.sims.household.world import RobotState, Split
 
@@ -63,7 +63,7 @@ def test_tasks_leave_out_hardly_any_item(split: Split) -> None:
                 asked.setdefault(item.type, []).append(bool(place.standing(item).any()))
             viewed.append(bool(place.viewing(item).any()))
     flat = [a for kind in asked.values() for a in kind]
-    assert sum(flat) >= 0.95 * len(flat)  # furniture may cut off a corner of a room, with what stands there
+    assert sum(flat) >= 0.97 * len(flat)
     assert sum(viewed) >= 0.97 * len(viewed)
     for kind in ("apple", "book", "bowl", "plate", "remote"):  # low ones, hardest to take
         assert sum(asked.get(kind, [True])) >= 0.75 * len(asked.get(kind, [True])), kind

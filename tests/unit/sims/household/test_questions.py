@@ -1,4 +1,4 @@
-"""Questions beside an expert's turns: true answers about what is visible, and about what is not."""
+"""What goes beyond acting: questions beside an expert's turns, and pictures that show nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from rllib_vlm.errors import ConfigErrors
 from rllib_vlm.sims.household.env import Household
-from rllib_vlm.sims.household.phrases import where
 
 
 def test_answers_are_true_and_in_the_order_of_the_question() -> None:
@@ -25,7 +24,7 @@ def test_answers_are_true_and_in_the_order_of_the_question() -> None:
         nearest: dict[str, str] = {}
         for seen in env.scene.look():
             if seen.kind != "door":
-                nearest.setdefault(seen.words, where(seen))
+                nearest.setdefault(seen.words, env.where(seen))
         for name, part in zip(names, parts, strict=True):
             assert part == f"{name} {nearest.get(name, 'not seen')}"
             present += name in nearest
@@ -66,3 +65,18 @@ def test_things_that_look_alike_are_asked_about_once() -> None:
         names = question.removeprefix("locate ").split(" , ")
         assert len(names) == len(set(names)) <= 8
     env.close()
+
+
+def test_blank_images_hide_everything_and_nothing_else() -> None:
+    seen = []
+    for blank in (False, True):
+        env = Household(blank_images=blank, camera_size=(56, 28))
+        observation, info = env.reset(seed=2)
+        seen.append((observation, info))
+        env.close()
+    (shown, info), (hidden, same) = seen
+    assert (hidden["images"] == 127).all() and shown["images"].std() > 1.0
+    assert hidden["images"].shape == shown["images"].shape
+    assert (hidden["text"], same) == (shown["text"], info)
+    with pytest.raises(ConfigErrors, match="blank_images"):
+        Household(blank_images="yes")  # type: ignore[arg-type]
