@@ -26,7 +26,7 @@ def initialize(model: nn.Module, *, num_layers: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue
-        if name.endswith("embed_tokens.weight") or name.endswith("lm_head.weight"):
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             std = EMBEDDING_STD
         else:
             std = parameter[0].numel() ** -0.5

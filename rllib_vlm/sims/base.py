@@ -48,7 +48,13 @@ class Simulator(gym.Env[Observation, int]):
     @abstractmethod
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, Info]: ...
+    ) -> tuple[Observation, Info]:
+        """Starts an episode.
+
+        Every simulator has its own and begins it with `super().reset(seed=seed)`, as in Gymnasium:
+        that seeds `np_random`, and what it returns means nothing.
+        """
+        return super().reset(seed=seed, options=options)
 
     @abstractmethod
     def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]: ...

@@ -213,7 +213,7 @@ class FrozenLake(Simulator):
         Raises:
             SimulatorError: an option has a value it cannot have.
         """
-        gym.Env.reset(self, seed=seed)  # `Simulator.reset` is abstract and seeds nothing
+        super().reset(seed=seed)
         options = options or {}
         split = options.get("split", "train")
         level = float(options.get("level", 1.0))

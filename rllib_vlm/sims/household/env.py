@@ -221,7 +221,7 @@ class Household(Simulator):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
         """Starts an episode; the same seed and options always give the same one."""
-        gym.Env.reset(self, seed=seed)  # seeds np_random; the base of all simulators only says what reset is
+        super().reset(seed=seed)
         options = dict(options or {})
         for key in options:
             if key not in options_.RESET_OPTIONS:
@@ -232,7 +232,8 @@ class Household(Simulator):
         name: TaskName = self.settings.tasks[int(rng.integers(len(self.settings.tasks)))]
         name = options.get("task") or name
         self._episode = episode = self._source.draw(
-            number, split, name=name, start=self._start(name, options, rng), rng=rng, house=_house(options)
+            number, split, name=name, start=self._start(name, options, rng), rng=rng,
+            house=options_.house_seed(options.get("house")),
         )
         start = episode.start
         self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))

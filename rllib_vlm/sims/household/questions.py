@@ -18,8 +18,8 @@ def locate(
 ) -> tuple[str, str] | None:
     """Where some things are: `locate the red mug , the blue cup` and `red mug ahead left near; blue cup not seen`.
 
-    `where` says in words where a visible thing is. Up to `count` things in random order, most of them visible, some not; of things that look alike the
-    nearest is meant. None where there is nothing to ask.
+    Up to `count` things in random order, most of them visible, some not; of things that look alike the
+    nearest is meant. `where` says in words where a visible thing is. None where there is nothing to ask.
     """
     held = scene.world.robot.held
     places: dict[str, str] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rllib_vlm.errors import ConfigErrors, did_you_mean
+from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
 from rllib_vlm.sims.household.rewards import REWARD_MODES, RewardMode, RewardWeights, reward_weights
 from rllib_vlm.sims.household.tasks import MAX_STEPS, TASKS, TaskName
 from rllib_vlm.sims.household.world import Split
@@ -103,6 +104,23 @@ def check_settings(
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
         questions=questions, blank_images=blank_images,
     )  # fmt: skip
+
+
+def house_seed(given: Any) -> int | None:
+    """The option `house` of `reset`, checked.
+
+    Raises:
+        SimulatorError: it is no whole number from 0 up.
+    """
+    if given is None:
+        return None
+    try:
+        seed = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        seed = -1
+    if seed < 0:
+        raise SimulatorError(f"house={given!r} is no house seed: give a whole number from 0 up")
+    return seed
 
 
 def _camera_size(given: Any, problems: list[str]) -> tuple[int, int]:

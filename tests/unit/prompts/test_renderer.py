@@ -112,7 +112,8 @@ def test_an_invalid_past_answer_shows_as_such_in_a_transcript() -> None:
 
 
 def test_a_transcript_may_recall_what_was_seen() -> None:
-    said = "<think><observation> red mug left </observation><reasoning> go</reasoning></think><answer>rotate_right</answer>"
+    thought = "<think><observation> red mug left </observation><reasoning> go</reasoning></think>"
+    said = f"{thought}<answer>rotate_right</answer>"
     past = [Exchange(text="", images=(), answer=said), Exchange(text="", images=(), answer="hm")]
     history = {"name": "last_k", "k": 2, "layout": "transcript"}
 

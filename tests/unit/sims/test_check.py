@@ -31,7 +31,7 @@ class Counting(Simulator):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
-        gym.Env.reset(self, seed=seed)
+        super().reset(seed=seed)
         self.goal, self.count, self.steps = int(self.np_random.integers(5, 100)), 0, 0
         return self._observe(), {"instruction": f"count to {self.goal}"}
 
