@@ -185,6 +185,8 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Experiment files 
             experiments = check(_existing(file))
         except ConfigErrors as error:
             problems += error.errors
+        except RLlibVLMError as error:
+            problems.append(str(error))
         else:
             typer.echo(f"{file}: ok ({', '.join(experiments) or 'fragment'})")
     if problems:
@@ -218,6 +220,7 @@ def example_get(
     elif output.exists():
         raise RLlibVLMError(f"{output} exists already; choose another name")
     else:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
         typer.echo(f"wrote {output}")
 
@@ -251,15 +254,26 @@ def demos(
     """Has a simulator's expert write demonstrations to disk."""
     from functools import partial
 
+    from rllib_vlm.algorithms.validation import check_simulator
     from rllib_vlm.config.document import parse_yaml
     from rllib_vlm.data.demos import collect
 
+    if split not in ("train", "heldout"):
+        raise RLlibVLMError(f"--split {split}: must be train or heldout")
+    if directory.exists() and not directory.is_dir():
+        raise RLlibVLMError(f"{directory} is a file; give a folder")
     env_config: dict[str, Any] = {}
+    problems: list[str] = []
     for setting in settings or ():
         key, separator, text = setting.partition("=")
         if not separator:
             raise RLlibVLMError(f"--set {setting}: write it as key=value")
-        env_config[key] = parse_yaml(text, f"--set {key}").data
+        value = parse_yaml(text, f"--set {key}")
+        problems += value.errors
+        env_config[key] = value.data
+    problems = problems or list(check_simulator(simulator, env_config))
+    if problems:
+        raise ConfigErrors("demos", problems)
     manifest = collect(
         partial(registry.resolve("simulators", simulator), **env_config),
         directory,
@@ -287,6 +301,8 @@ def _run(
 ) -> None:
     from rllib_vlm.config import runner
 
+    if resume is not None:
+        runner.resumable(resume)  # before Ray takes its seconds to start
     address, num_cpus, dashboard = cluster
     runner.start_ray(address=address, num_cpus=num_cpus, dashboard=dashboard)
     results: list[Path] = []
@@ -314,8 +330,11 @@ def _existing(file: Path) -> Path:
     """`file`, or the shipped example of that name when only the package is installed."""
     from rllib_vlm.config.resources import examples
 
-    if file.exists():
-        return file
+    try:
+        if file.exists():
+            return file
+    except OSError as error:  # such as a name too long for the file system
+        raise RLlibVLMError(f"{str(file)[:80]}...: {error.strerror}") from error
     shipped = examples().get(str(file.with_suffix("")).removeprefix("tuned_examples/"))
     if shipped is not None:
         return shipped

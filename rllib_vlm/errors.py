@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 
 class RLlibVLMError(Exception):
@@ -17,9 +18,13 @@ class UnknownNameError(RLlibVLMError, ValueError):
         self.what = what
         self.name = name
         self.known = sorted(known)
+        self.hint = hint
         message = f"{what} has no {name!r}.{did_you_mean(str(name), self.known)}"
         message += f" Known: {', '.join(self.known) or '(none)'}."
         super().__init__(f"{message} {hint}".rstrip())
+
+    def __reduce__(self) -> tuple[partial[UnknownNameError], tuple[str, object, list[str]]]:
+        return partial(type(self), hint=self.hint), (self.what, self.name, self.known)
 
 
 class ConfigErrors(RLlibVLMError, ValueError):

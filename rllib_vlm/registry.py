@@ -91,6 +91,8 @@ def resolve(table: str, name: str) -> Any:
         MissingExtraError: the row needs an optional dependency that is not installed.
         RLlibVLMError: the row or dotted path points at nothing.
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(table, name, names(table))
     target = {**_plugins(table), **_rows(table)}.get(name)
     if target is None:
         if ":" not in name:

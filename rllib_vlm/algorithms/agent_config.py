@@ -53,6 +53,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_minibatch_size: int | None = 32
         self.warm_start_lr: float | None = None
         self.warm_start_lr_schedule: Schedule = "constant"
+        self.warm_start_lr_final_fraction = 0.0
         self.warm_start_warmup_updates = 0
         self.warm_start_policy_share = 0.0
         self.warm_start_mixing = "turn"
@@ -168,6 +169,7 @@ class AgentConfig(AlgorithmConfig):
         minibatch_size: Any = NotProvided,
         lr: Any = NotProvided,
         lr_schedule: Any = NotProvided,
+        lr_final_fraction: Any = NotProvided,
         warmup_updates: Any = NotProvided,
         policy_share: Any = NotProvided,
         mixing: Any = NotProvided,
@@ -186,6 +188,7 @@ class AgentConfig(AlgorithmConfig):
             minibatch_size: rows of one optimizer step; nothing reads all in one.
             lr: learning rate; nothing is that of `training`.
             lr_schedule: "constant", "linear" or "cosine", over `updates`.
+            lr_final_fraction: of `lr`, at the end of the schedule.
             warmup_updates: iterations of linear warm-up.
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
             mixing: who acts is drawn each "turn" or once an "episode".
@@ -205,9 +208,8 @@ class AgentConfig(AlgorithmConfig):
     def _update(self, values: Mapping[str, Any]) -> Self:
         for name, value in values.items():
             if name != "self" and value is not NotProvided:
-                setattr(
-                    self, name, tuple(value) if isinstance(getattr(self, name), tuple) and value else value
-                )
+                is_tuple = isinstance(getattr(self, name), tuple) and isinstance(value, list)
+                setattr(self, name, tuple(value) if is_tuple else value)
         return self
 
     @property

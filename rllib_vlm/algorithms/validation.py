@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
-from rllib_vlm.errors import RLlibVLMError, did_you_mean
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
 from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.prompts import build_history, build_parser
+from rllib_vlm.prompts.system import uses_instruction
 
 if TYPE_CHECKING:
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
@@ -20,19 +23,24 @@ _AT = ("start", "warm_start_end", "final")
 
 
 def check(config: VLMAlgorithmConfig) -> list[str]:
-    """What is wrong with `config`, one message each; empty if nothing is."""
-    return [*_names(config), *_numbers(config), *_combinations(config)]
+    """What is wrong with `config`, one message each; empty if nothing is.
+
+    A message begins with the name of the setting it is about.
+    """
+    values = list(check_values(config))
+    errors = [*values, *_names(config), *_environment(config)]
+    if not values:  # these compare the values with one another
+        errors += [*_model(config), *_combinations(config)]
+    return [*errors, *_evaluation(config, known=set(errors))]
 
 
 def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
-    if isinstance(c.env, str) and ":" not in c.env:
-        yield from _attempt(lambda: registry.resolve("simulators", c.env))
-    yield from _attempt(lambda: build_parser(c.parser, **c.parser_options))
-    yield from _attempt(lambda: build_history(c.history))
-    yield from _attempt(lambda: registry.resolve("credit", c.credit)(**c.credit_options))
-    yield from _attempt(lambda: registry.resolve("backends", c.backend))
-    yield from _attempt(lambda: registry.resolve("models", c.model_config["family"]))
-    yield from _attempt(lambda: ValueHeadConfig.of(c.model_config.get("value_head")))
+    yield from _attempt("parser", lambda: build_parser(c.parser, **c.parser_options))
+    yield from _attempt("history", lambda: build_history(c.history))
+    yield from _attempt("template", lambda: uses_instruction(c.template))
+    unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
+    yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
+    yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
     choices: dict[str, tuple[str, ...]] = {
         "observation": ("vision", "text"),
         "simulator_process": ("inline", "subprocess"),
@@ -47,8 +55,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         value = getattr(c, name)
         if value not in known:
             yield f"{name} is {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}"
-    for at in c.evaluation_at or ():
-        if at not in _AT:
+    for at in c.evaluation_at if isinstance(c.evaluation_at, list | tuple) else [c.evaluation_at]:
+        if at is not None and at not in _AT:
             yield f"evaluation_at has {at!r}.{did_you_mean(str(at), _AT)} Known: {', '.join(_AT)}"
     known_names = vars(c)
     for name in c.evaluation_config if isinstance(c.evaluation_config, dict) else ():
@@ -56,53 +64,102 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
             yield f"evaluation_config has no {name!r}.{did_you_mean(name, known_names)}"
 
 
-def _numbers(c: VLMAlgorithmConfig) -> Iterator[str]:
-    at_least: dict[str, tuple[float, ...]] = {
-        "max_actions_per_turn": (1,),
-        "max_new_tokens": (1,),
-        "max_turns": (1,),
-        "groups_per_update": (1,),
-        "group_size": (1,),
-        "num_epochs": (1,),
-        "row_tokens": (2,),
-        "micro_batch_tokens": (1,),
-        "warm_start_episodes_per_update": (1,),
-        "warm_start_epochs": (1,),
-        "warm_start_updates": (0,),
-        "warm_start_buffer_episodes": (0,),
-        "critic_warmup_updates": (0,),
-        "simulator_max_retries": (0,),
-        "temperature": (0,),
-        "warm_start_policy_share": (0, 1),
-        "lr_final_fraction": (0, 1),
-        "clip_low": (0, 1),
-    }
-    for name, (low, *high) in at_least.items():
-        value = getattr(c, name)
-        if not isinstance(value, int | float) or value < low or (high and value > high[0]):
-            bounds = f"between {low:g} and {high[0]:g}" if high else f"at least {low:g}"
-            yield f"{name} is {value!r}; it must be {bounds}"
-    positive = (
-        "simulator_start_deadline_s",
-        "simulator_reset_deadline_s",
-        "simulator_turn_deadline_s",
-        "minibatch_size",
-        "warm_start_minibatch_size",
-        "time_budget_s",
-        "warm_start_time_budget_s",
-        "num_task_seeds",
-        "grad_clip",
+def _check_credit(name: str, options: Mapping[str, Any]) -> None:
+    if not isinstance(options, Mapping):
+        return  # said already
+    estimator = registry.resolve("credit", name)
+    known = inspect.signature(estimator).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = [] if open_ended else [k for k in options if k not in known]
+    if unknown:
+        raise ConfigErrors(
+            f"credit {name!r}",
+            [
+                f"no option {k!r}.{did_you_mean(k, known)} Known: {', '.join(known) or '(none)'}"
+                for k in unknown
+            ],
+        )
+    try:
+        estimator(**options)
+    except TypeError as error:
+        raise RLlibVLMError(f"{name} cannot use {dict(options)!r}: {error}") from error
+
+
+def _environment(c: VLMAlgorithmConfig) -> Iterator[str]:
+    if isinstance(c.env, str):
+        yield from check_simulator(c.env, c.env_config)
+
+
+def check_simulator(name: str, config: Any) -> Iterator[str]:
+    """What is wrong with a simulator's name, and what the simulator has to say about its arguments."""
+    try:
+        simulator = registry.resolve("simulators", name)
+    except RLlibVLMError as error:
+        yield f"env: {error}"
+        return
+    if inspect.isclass(simulator) and not all(hasattr(simulator, n) for n in ("reset", "turn", "actions")):
+        yield f"env: {name!r} is no simulator: it needs what rllib_vlm.sims.base.Simulator has"
+        return
+    if not isinstance(config, dict):
+        return  # said already
+    arguments = dict(config)  # RLlib's EnvContext is a dict with more
+    known = [p for p in inspect.signature(simulator).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    if not any(p.kind is p.VAR_KEYWORD for p in known):
+        names = [p.name for p in known]
+        for key in [k for k in arguments if k not in names]:
+            yield (
+                f"env_config: {name!r} takes no {key!r}.{did_you_mean(str(key), names)} "
+                f"It takes: {', '.join(names) or 'nothing'}."
+            )
+            del arguments[key]
+    if hasattr(simulator, "check_config"):
+        yield from _attempt("env_config", lambda: simulator.check_config(arguments))
+
+
+def _evaluation(c: VLMAlgorithmConfig, *, known: set[str]) -> Iterator[str]:
+    """What evaluation changes is held to the same rules, on top of what training says."""
+    changes = (
+        {k: v for k, v in (c.evaluation_config or {}).items() if hasattr(c, k)}
+        if isinstance(c.evaluation_config, dict)
+        else {}
     )
-    for name in positive:
-        value = getattr(c, name)
-        if value is not None and not (isinstance(value, int | float) and value > 0):
-            yield f"{name} is {value!r}; it must be above 0"
-    if c.total_updates is not None and not (isinstance(c.total_updates, int) and c.total_updates >= 0):
-        yield f"total_updates is {c.total_updates!r}; it must be a whole number of at least 0"
-    if not isinstance(c.top_p, int | float) or not 0 < c.top_p <= 1:
-        yield f"top_p is {c.top_p!r}; it must be above 0 and at most 1"
-    if not isinstance(c.lr, int | float) or c.lr < 0:
-        yield f"lr is {c.lr!r}; give a number of at least 0 and use lr_schedule for schedules"
+    if not changes:
+        return
+    config = c.copy(copy_frozen=False)
+    try:
+        config.update_from_dict(changes)
+    except Exception as error:  # noqa: BLE001  (whatever RLlib refuses)
+        yield f"evaluation_config: {error}"
+        return
+    for message in (*check_values(config), *_names(config), *_environment(config)):
+        if message not in known:
+            yield f"evaluation_config: {message}"
+
+
+def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
+    unknown = list(
+        _attempt("model_config: family", lambda: registry.resolve("models", c.model_config["family"]))
+    )
+    yield from unknown or _attempt("model_config", lambda: _check_model(c))
+    yield from _attempt(
+        "model_config: value_head", lambda: ValueHeadConfig.of(c.model_config.get("value_head"))
+    )
+
+
+def _check_model(c: VLMAlgorithmConfig) -> None:
+    """Lets the family look at its part of `model_config`; a module of the user's own has keys of its own."""
+    from rllib_vlm.core.rl_module import MODULE_KEYS
+
+    family = registry.resolve("models", c.model_config["family"])
+    if c._rl_module_spec is not None:
+        return
+    config = {key: value for key, value in c.model_config.items() if key not in MODULE_KEYS}
+    try:
+        family.check_config(config)
+    except UnknownNameError as error:
+        if error.name not in config:
+            raise
+        raise UnknownNameError(error.what, error.name, {*error.known, *MODULE_KEYS}) from error
 
 
 def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
@@ -128,6 +185,8 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield f"grad_clip_by is {c.grad_clip_by!r}; only 'global_norm' is supported"
     if c.curriculum is not None:
         yield from _curriculum(c.curriculum)
+    if not (c.enable_rl_module_and_learner and c.enable_env_runner_and_connector_v2):
+        yield "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay true"
     if c.is_multi_agent:
         yield "multi_agent: only single-agent simulators are supported"
 
@@ -139,15 +198,27 @@ def _curriculum(value: Any) -> Iterator[str]:
         return
     for name in value:
         if name not in known:
-            yield f"curriculum has no {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
+            yield f"curriculum: no option {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
+    bounds = {
+        "start": Range(0, 1), "end": Range(0, 1), "updates": Range(1, whole=True),
+        "step": Range(0, 1, open_low=True), "threshold": Range(0, 1),
+    }  # fmt: skip
+    wrong = {name for name, bound in bounds.items() if name in value and value[name] not in bound}
+    for name in sorted(wrong):
+        yield f"curriculum: {name} is {value[name]!r}; it must be {bounds[name]}"
+    if not wrong and value.get("start", 0.0) > value.get("end", 1.0):
+        yield f"curriculum: start is {value['start']!r}, above end, {value.get('end', 1.0)!r}"
     if ("updates" in value) == ("threshold" in value):
-        yield "curriculum needs either updates (a linear rise) or threshold (a rise on success)"
+        yield "curriculum: needs either updates (a linear rise) or threshold (a rise on success)"
 
 
-def _attempt(build: Callable[[], object]) -> Iterator[str]:
+def _attempt(setting: str, build: Callable[[], object]) -> Iterator[str]:
+    """What `build` has to say against the setting, one message for each of several mistakes."""
     try:
         build()
+    except ConfigErrors as error:
+        yield from (f"{setting}: {message}" for message in error.errors)
     except RLlibVLMError as error:
-        yield str(error)
-    except TypeError as error:  # an option the constructor does not have
-        yield str(error)
+        yield f"{setting}: {error}"
+    except (TypeError, ValueError, AttributeError) as error:  # a value no code expected
+        yield f"{setting}: {type(error).__name__}: {error}"

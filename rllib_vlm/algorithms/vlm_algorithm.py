@@ -117,6 +117,7 @@ class VLMAlgorithm(Algorithm):
             schedule=config.warm_start_lr_schedule,
             warmup=config.warm_start_warmup_updates,
             total=total,
+            final_fraction=config.warm_start_lr_final_fraction,
         )
         plan = UpdatePlan(
             losses=config.imitation_settings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -333,8 +334,11 @@ class VLMAlgorithmConfig(AgentConfig):
             super().validate()
         except ConfigErrors:
             raise
-        except ValueError as error:
-            errors.append(str(error).split("\nTo suppress", maxsplit=1)[0])
+        except Exception as error:  # noqa: BLE001  (RLlib compares and converts before it asks what it was given)
+            text = str(error).split("\nTo suppress", maxsplit=1)[0]
+            known = any(e.split(" ", 1)[0] in re.findall(r"`(\w+)`", text) for e in errors)
+            if not errors or (isinstance(error, ValueError) and not known):
+                errors.append(text or type(error).__name__)
         if errors:
             raise ConfigErrors(type(self).__name__, errors)
 

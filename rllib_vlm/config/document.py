@@ -12,6 +12,10 @@ import yaml
 
 Path = tuple[str | int, ...]
 
+# Far beyond any experiment file. A few lines of aliases to aliases would otherwise stand for billions of values.
+_MOST_VALUES = 100_000
+_DEEPEST = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -70,16 +74,18 @@ def parse_yaml(text: str, source: str) -> Document:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if node is not None:
+            document.data = _Reader(loader, source, document).read(node, (), ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         document.errors.append(f"{Mark(source, line)}: not YAML: {error.problem or error.context}")
-        return document
     except yaml.YAMLError as error:
-        document.errors.append(f"{source}: not YAML: {error}")
-        return document
-    if node is not None:
-        document.data = _Reader(loader, source, document).read(node, (), ())
+        document.errors.append(f"{source}: not YAML: {' '.join(str(error).split())}")
+    except RecursionError:
+        document.errors.append(f"{source}: nested more than {_DEEPEST} levels deep")
+    except _TooMuchError:
+        document.errors.append(f"{source}: more than {_MOST_VALUES} values, aliases counted")
     return document
 
 
@@ -120,7 +126,13 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
-_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
+)
+
+
+class _TooMuchError(Exception):
+    """The document stands for more values than anybody wrote by hand."""
 
 
 class _Reader:
@@ -130,6 +142,7 @@ class _Reader:
         self.loader = loader
         self.source = source
         self.document = document
+        self.values = 0
 
     def read(self, node: yaml.Node, path: Path, above: tuple[int, ...]) -> Any:
         self.document.marks[path] = mark = Mark(self.source, node.start_mark.line + 1)
@@ -137,17 +150,25 @@ class _Reader:
             self.document.errors.append(f"{mark}: {_dotted(path)} refers to itself")
             return None
         above = (*above, id(node))
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise _TooMuchError
+        if len(above) > _DEEPEST:
+            raise RecursionError
+        if node.tag not in _PLAIN_TAGS:
             self.document.errors.append(f"{mark}: {_dotted(path)}: a tag ({node.tag}) means nothing here")
+            if isinstance(node, yaml.ScalarNode):
+                return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, above)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, i), above) for i, item in enumerate(node.value)]
         try:
             return self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
-            self.document.errors.append(f"{mark}: {_dotted(path)}: {problem}")
+        except (yaml.YAMLError, ValueError, KeyError) as error:  # such as `!!bool maybe`
+            problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+            kind = node.tag.rpartition(":")[2]
+            self.document.errors.append(f"{mark}: {_dotted(path)} cannot be read as {kind}: {problem}")
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: Path, above: tuple[int, ...]) -> dict[str, Any]:
@@ -162,6 +183,10 @@ class _Reader:
                     values = self.read(source, path, above)
                     if isinstance(values, dict):
                         merged.update(values)
+                    else:
+                        self.document.errors.append(
+                            f"{Mark(self.source, line)}: `<<` merges mappings, not {values!r}"
+                        )
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self.document.errors.append(f"{Mark(self.source, line)}: a key must be a plain word")

@@ -12,11 +12,19 @@ from rllib_vlm.config.document import Document, Path
 from rllib_vlm.config.plugins import make_loggers, make_scheduler, make_searcher
 from rllib_vlm.config.samplers import to_tune
 from rllib_vlm.config.schema import Checkpoints, Plugin, check_frame
-from rllib_vlm.config.sections import apply_sections, check_env_config, environment_class, import_object
+from rllib_vlm.config.sections import (
+    apply_sections,
+    check_env_config,
+    environment_class,
+    import_object,
+    sections,
+)
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
 
 # Variants of a search space that are put through the algorithm's own validation before anything starts.
-_VARIANTS_CHECKED = 8
+_VARIANTS_CHECKED = 64
+# What attributes begin with whose section has another name: `simulator_process` is `process` of `simulation`.
+_STEMS = {"simulation": "simulator", "learners": "learner", "env_runners": "env_runner"}
 
 
 @dataclass(slots=True)
@@ -55,7 +63,7 @@ def algorithm_class(name: str) -> type:
     if name in registry.names("algorithms"):
         return registry.resolve("algorithms", name)
     if ":" in name:
-        return import_object(name)
+        return _algorithm(name)
     from ray.rllib.algorithms.registry import ALGORITHMS
 
     if name in ALGORITHMS:
@@ -63,6 +71,15 @@ def algorithm_class(name: str) -> type:
     known = registry.names("algorithms")
     hint = "RLlib's own names (PPO, ...) and a path 'package.module:Class' work too."
     raise UnknownNameError("algorithms", name, known, hint=hint)
+
+
+def _algorithm(path: str) -> type:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    found = import_object(path)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise RLlibVLMError(f"{path!r} is no subclass of RLlib's Algorithm")
+    return found
 
 
 def build_experiment(name: str, document: Document, errors: list[str], *, source: str) -> Experiment | None:
@@ -75,14 +92,18 @@ def build_experiment(name: str, document: Document, errors: list[str], *, source
     try:
         algorithm = algorithm_class(run)
         config = algorithm.get_default_config()  # type: ignore[attr-defined]
-    except (RLlibVLMError, AttributeError) as error:
+    except RLlibVLMError as error:
         errors.append(f"{document.mark(('run',))}: run: {error}")
         return None
     env = document.data.get("env")
     if isinstance(env, str):
         _set_env(config, env, document, errors)
+    elif env is None and "simulation" in sections(type(config)):
+        errors.append(f"{document.mark(())}: `env:` is missing: a simulator's name, or package.module:Class")
     if isinstance(document.data.get("config"), dict):
         apply_sections(config, document, ("config",), errors)
+    if not document.errors:  # without a fragment, what it would have said seems to be missing
+        check_variants(config, document, errors)
     if frame is None:
         return None
     experiment = Experiment(
@@ -104,20 +125,18 @@ def build_experiment(name: str, document: Document, errors: list[str], *, source
     experiment.scheduler = _plugin("scheduler", frame.scheduler, document, errors, keys)
     experiment.search = _plugin("search", frame.search, document, errors, keys)
     experiment.loggers = _try(lambda: make_loggers(frame.loggers), ("loggers",), document, errors) or []
-    if len(errors) == before:
-        check_variants(experiment, document, errors)
     return experiment if len(errors) == before else None
 
 
-def check_variants(experiment: Experiment, document: Document, errors: list[str]) -> None:
+def check_variants(config: Any, document: Document, errors: list[str]) -> None:
     """Resolves the first variants of the search space as Tune will, and lets the algorithm validate each."""
     from ray.tune.search.variant_generator import generate_variants
 
     seen = set()
-    variants = generate_variants(experiment.config.to_dict())
+    variants = generate_variants(config.to_dict())
     for values, resolved in itertools.islice(variants, _VARIANTS_CHECKED):
         try:
-            experiment.config.copy(copy_frozen=False).update_from_dict(resolved).validate()
+            config.copy(copy_frozen=False).update_from_dict(resolved).validate()
         except Exception as error:  # noqa: BLE001  (whatever validation refuses is a mistake in the file)
             at = f" at {_variant(values)}" if values else ""
             for message in (
@@ -130,17 +149,28 @@ def check_variants(experiment: Experiment, document: Document, errors: list[str]
 
 
 def _blame(document: Document, message: str) -> Path:
-    """The path of the longest keyword a validation message names, or of `config`.
+    """The path of the value a validation message is about, or of the whole experiment.
 
-    Messages may name the attribute a keyword becomes: `warm_start_updates` for `updates` of `warm_start`.
+    Our own messages begin with the keyword they are about and name what is below it; RLlib's name keywords
+    anywhere. A keyword may go by the attribute it becomes: `warm_start_updates` for `updates` of `warm_start`.
     """
-    words = set(re.findall(r"\w+", message))
-    found: dict[Path, int] = {}
+    words = re.findall(r"\w+", re.split(r" Did you mean | Known: | A dotted path ", message)[0])
+    keywords: dict[str, Path] = {}
     for path in document.marks:
-        if path[:1] == ("config",) and len(path) > 2:
-            names = {str(path[-1]), f"{path[1]}_{path[-1]}"} & words
-            found |= {path: max(map(len, names))} if names else {}
-    return max(found, key=found.__getitem__, default=("config",))
+        if path[:1] == ("config",) and len(path) == 3:
+            for stem in (path[1], _STEMS.get(str(path[1]))):
+                keywords[f"{stem}_{path[2]}"] = path
+            # `lr` alone is that of `training`: the attributes of other sections are longer.
+            if path[1] == "training" or str(path[2]) not in keywords:
+                keywords[str(path[2])] = path
+    attributes = [w for w in words if w in keywords]
+    if not attributes:
+        return ("env",) if words[:1] == ["env"] else ()
+    found = keywords[attributes[0] if attributes[0] == words[0] else max(attributes, key=len)]
+    for word in words:
+        if (*found, word) in document.marks:
+            found = (*found, word)
+    return found
 
 
 def _variant(values: dict[tuple[str, ...], Any]) -> str:
@@ -154,6 +184,8 @@ def _set_env(config: Any, env: str, document: Document, errors: list[str]) -> No
         errors.append(f"{document.mark(('env',))}: {error}")
         return
     config.environment(env=env)
+    if "simulation" in sections(type(config)):
+        return  # such a config asks the simulator itself
     check_env_config(env, document, ("config", "environment", "env_config"), errors)
     check_env_config(env, document, ("config", "evaluation", "evaluation_config", "env_config"), errors)
 

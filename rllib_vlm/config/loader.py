@@ -93,8 +93,9 @@ def _load_yaml(path: Path, wishes: Document, errors: list[str]) -> list[Experime
     if document.data is None and document.errors:
         return []
     if not isinstance(document.data, dict) or not document.data:
+        found = "is empty" if document.data in (None, {}) else f"holds {_short(document.data)}"
         errors.append(
-            f"{path}: an experiment file maps experiment names to {{run: ..., env: ..., config: ...}}"
+            f"{path}: {found}; an experiment file maps experiment names to {{run: ..., env: ..., config: ...}}"
         )
         return []
     if "run" in document.data and not isinstance(document.data["run"], dict):
@@ -107,7 +108,7 @@ def _load_yaml(path: Path, wishes: Document, errors: list[str]) -> list[Experime
         body = document.child(name)
         if not isinstance(body.data, dict):
             errors.append(
-                f"{document.mark((name,))}: experiment {name!r} must be a mapping, not {body.data!r}"
+                f"{document.mark((name,))}: experiment {name!r} must be a mapping, not {_short(body.data)}"
             )
             continue
         body = _include(body, path.parent, errors).overlay(wishes)
@@ -122,12 +123,15 @@ def _include(body: Document, folder: Path, errors: list[str]) -> Document:
     names = body.data.get("include") or []
     names = [names] if isinstance(names, str) else names
     merged = Document({}, {})
+    before = len(errors)
     for i, name in enumerate(names if isinstance(names, list) else []):
+        if not isinstance(name, str):
+            continue  # the frame's check says so
         mark = body.mark(("include", i))
-        file = fragment(str(name), folder)
+        file = fragment(name, folder)
         if file is None:
             known = fragments()
-            hint = did_you_mean(str(name), known)
+            hint = did_you_mean(name, known)
             errors.append(
                 f"{mark}: include: no fragment {name!r} beside the file or in {shipped('configs')}.{hint}"
                 f" Known: {', '.join(known) or '(none)'}."
@@ -139,11 +143,15 @@ def _include(body: Document, folder: Path, errors: list[str]) -> Document:
             if not part.errors:
                 errors.append(f"{file}: a fragment is a mapping of an experiment's keys, such as `config:`")
             continue
+        if any(isinstance(value, dict) and "run" in value for value in part.data.values()):
+            errors.append(f"{mark}: include: {name!r} is an experiment file, not a fragment of one ({file})")
+            continue
         if "include" in part.data:
             errors.append(f"{part.mark(('include',))}: a fragment includes nothing itself: list it at {mark}")
         merged = merged.overlay(part)
     whole = merged.overlay(body)
     whole.marks[()] = body.mark(())
+    whole.errors = errors[before:]
     return whole
 
 
@@ -190,6 +198,11 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
         source=str(path),
     )
     return [experiment]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _line_of(error: BaseException, path: Path) -> int:

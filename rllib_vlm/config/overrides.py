@@ -23,19 +23,24 @@ def parse_overrides(assignments: Iterable[str], errors: list[str]) -> Document:
         if not separator or not all(keys):
             errors.append(f"--set {assignment}: write it as section.key=value, such as training.lr=1e-6")
             continue
-        if keys[0] == "config":
+        value = parse_yaml(text, f"--set {name}")
+        if value.errors:
+            errors += value.errors
+            continue
+        if keys[0] == "config" and len(keys) > 1:
             keys = keys[1:]
-        if keys[0] in FRAME_KEYS:
-            path: Path = tuple(keys) if keys[0] != "stop" else ("stop", ".".join(keys[1:]))
-        else:
-            path = ("config", *keys)
-        if len(path) == 2 and path[0] == "config":
+        path: Path = tuple(keys) if keys[0] in FRAME_KEYS else ("config", *keys)
+        if path[0] == "stop" and len(path) > 1:  # metrics have dots and slashes of their own
+            path = ("stop", ".".join(keys[1:]))
+        if path[0] == "include":
+            errors.append(f"--set {assignment}: what a file includes is written in the file")
+            continue
+        # A whole section, such as callbacks=[report], is fine.
+        if len(path) == 2 and path[0] == "config" and not isinstance(value.data, dict | list):
             errors.append(
                 f"--set {assignment}: {keys[0]!r} needs its section before it, such as training.{keys[0]}"
             )
             continue
-        value = parse_yaml(text, f"--set {name}")
-        errors += value.errors
         document = document.overlay(_nest(path, value.data, Mark(f"--set {name}")))
     return document
 
@@ -47,15 +52,15 @@ def parse_stop(conditions: Iterable[str], errors: list[str]) -> dict[str, Any]:
         if condition.lstrip().startswith("{"):
             document = parse_yaml(condition, "--stop")
             errors += document.errors
-            if isinstance(document.data, dict):
-                stop.update(document.data)
-            continue
-        name, separator, text = condition.partition("=")
-        value = parse_yaml(text, "--stop").data if separator else None
-        if not name or not isinstance(value, int | float):
-            errors.append(f"--stop {condition}: write it as metric=number, such as training_iteration=3")
-            continue
-        stop[name.strip()] = value
+            found = document.data if isinstance(document.data, dict) else {}
+        else:
+            name, separator, text = condition.partition("=")
+            found = {name.strip(): parse_yaml(text, "--stop").data if separator else None}
+        for name, value in found.items():
+            if not name or not isinstance(value, int | float) or value != value:
+                errors.append(f"--stop {condition}: write it as metric=number, such as training_iteration=3")
+            else:
+                stop[name] = value
     return stop
 
 

@@ -6,14 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ray.tune.error import TuneError
+
 from rllib_vlm.config.schema import Plugin
 from rllib_vlm.errors import MissingExtraError, RLlibVLMError, UnknownNameError, did_you_mean
 
+# Ray's own logger callbacks, but for wandb's, which may lose the end of a short offline run.
 LOGGERS = {
-    "wandb": "WandbLoggerCallback",
-    "mlflow": "MLflowLoggerCallback",
-    "comet": "CometLoggerCallback",
-    "aim": "AimLoggerCallback",
+    "wandb": "rllib_vlm.callbacks.trackers:WandbLogger",
+    "mlflow": "ray.air.integrations.mlflow:MLflowLoggerCallback",
+    "comet": "ray.air.integrations.comet:CometLoggerCallback",
+    "aim": "ray.air.integrations.aim:AimLoggerCallback",
 }
 
 
@@ -46,7 +49,7 @@ def make_searcher(plugin: Plugin) -> Any:
 
 
 def make_loggers(entries: list[str | dict[str, dict[str, Any]]]) -> list[Any]:
-    """Ray's own logger callbacks for `loggers: [wandb, {mlflow: {experiment_name: x}}]`.
+    """The logger callbacks for `loggers: [wandb, {mlflow: {experiment_name: x}}]`.
 
     Raises:
         RLlibVLMError: an unknown name or keyword, or its package is not installed.
@@ -62,7 +65,8 @@ def _logger(name: str) -> Callable[[], Any]:
     def load() -> Any:
         from importlib import import_module
 
-        return getattr(import_module(f"ray.air.integrations.{name}"), LOGGERS[name])
+        module, _, attribute = LOGGERS[name].partition(":")
+        return getattr(import_module(module), attribute)
 
     return load
 
@@ -88,7 +92,7 @@ def _make(what: str, name: str, table: Mapping[str, Any], kwargs: Mapping[str, A
             if extra == "trackers":
                 raise MissingExtraError(f"logger {name!r}", extra) from error
         raise RLlibVLMError(f"{what}: {name}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, TuneError) as error:
         raise RLlibVLMError(f"{what}: {name}: {error}") from error
 
 

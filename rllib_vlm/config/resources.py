@@ -40,8 +40,11 @@ def fragment(name: str, beside: Path) -> Path | None:
     """The file `include: [name]` means: beside the including file first, then among the shipped `configs/`."""
     for root in (beside, shipped("configs")):
         for candidate in (root / name, root / f"{name}.yaml", root / f"{name}.yml"):
-            if candidate.is_file():
-                return candidate
+            try:
+                if candidate.is_file():
+                    return candidate
+            except OSError:  # such as a name too long for the file system
+                continue
     return None
 
 

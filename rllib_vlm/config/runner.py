@@ -76,7 +76,7 @@ def run(
     """
     register(experiment)
     check_resources(experiment)
-    folder, tuner = _restore(experiment, resume) if resume else _new(experiment, storage, name)
+    folder, tuner = _new(experiment, storage, name) if resume is None else _restore(experiment, resume)
     print(f"run folder: {folder}", flush=True)  # noqa: T201
     outcome = Outcome(folder=Path(str(folder)))
     try:
@@ -203,12 +203,22 @@ def _new(experiment: Experiment, storage: str | Path, name: str | None) -> tuple
     return (f"{str(root).rstrip('/')}/{name}" if remote else root / name), tuner
 
 
-def _restore(experiment: Experiment, resume: str | Path) -> tuple[str | Path, tune.Tuner]:
+def resumable(resume: str | Path) -> Any:
+    """The run folder `resume` means; needs no Ray.
+
+    Raises:
+        RLlibVLMError: there is no run in it.
+    """
     folder: Any = str(resume) if "://" in str(resume) else Path(resume).expanduser().resolve()
-    if not tune.Tuner.can_restore(str(folder)):
+    if not str(resume) or not tune.Tuner.can_restore(str(folder)):
         raise RLlibVLMError(
             f"{folder} holds no run to resume; give the run folder that was printed at its start"
         )
+    return folder
+
+
+def _restore(experiment: Experiment, resume: str | Path) -> tuple[str | Path, tune.Tuner]:
+    folder = resumable(resume)
     tuner = tune.Tuner.restore(
         str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from rllib_vlm.config.document import SAMPLER_NAMES, Document, Path
@@ -35,7 +36,7 @@ def _convert(value: Any, document: Document, path: Path, errors: list[str]) -> A
         name, arguments = next(iter(value.items()))
         try:
             return _sampler(name, arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             errors.append(
                 f"{document.mark(path)}: {'.'.join(map(str, path))}: {{{name}: {arguments}}}: {error}"
             )
@@ -72,6 +73,12 @@ def _sampler(name: str, arguments: Any) -> Any:
     for key, number in bound.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{key} must be a number, not {number!r}")  # noqa: TRY004  (one error type)
+        if not math.isfinite(number):
+            raise ValueError(f"{key} must be a finite number, not {number!r}")
+        if "randint" in name and not isinstance(number, int):
+            raise ValueError(f"{key} must be a whole number, not {number!r}")
+        if key == "q" and number <= 0:
+            raise ValueError(f"q, the step between values, must be above 0, not {number!r}")
     low, high = bound.get("lower"), bound.get("upper")
     if low is not None and high is not None and low >= high:
         raise ValueError(f"lower ({low}) must be below upper ({high})")

@@ -8,21 +8,31 @@ signatures. A section that an algorithm adds (`generation`, `prompting`) is know
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
 
 from rllib_vlm import registry
+from rllib_vlm.callbacks import configured
 from rllib_vlm.config.document import Document, Path
 from rllib_vlm.config.samplers import contains_sampler, is_sampler, to_tune
 from rllib_vlm.errors import RLlibVLMError, did_you_mean
 
 # Public methods that return a config and need no argument, yet build nothing.
 _NOT_SECTIONS = frozenset({"copy"})
-# Keywords that take a class: written as a name or `package.module:Class`.
-_CLASS_KEYS = frozenset({"callbacks_class", "env_runner_cls", "learner_class", "evaluation_callbacks"})
+# Keywords that take a class, written as a name or `package.module:Class`, and what it must be a kind of.
+_CLASS_KEYS = {
+    "callbacks_class": "ray.rllib.callbacks.callbacks:RLlibCallback",
+    "evaluation_callbacks": "ray.rllib.callbacks.callbacks:RLlibCallback",
+    "env_runner_cls": "ray.rllib.env.env_runner:EnvRunner",
+    "learner_class": "ray.rllib.core.learner.learner:Learner",
+}
+# Those of them whose classes may have options: `{gallery: {every: 5}}`.
+_CALLBACK_KEYS = frozenset({"callbacks_class", "evaluation_callbacks"})
+# Keywords whose values RLlib takes apart before it looks at them.
+_MAPPING_KEYS = frozenset({"env_config", "evaluation_config", "model_config"})
 
 
 def sections(config_class: type) -> dict[str, tuple[str, ...]]:
@@ -60,55 +70,102 @@ def apply_sections(config: Any, document: Document, prefix: Path, errors: list[s
             continue
         unknown = [k for k in keywords if k not in known[section]]
         errors += [f"{document.mark((*path, k))}: {_unknown_key(section, k, known)}" for k in unknown]
-        if not unknown:
-            _apply(config, section, section_document, path, errors)
+        _apply(config, section, section_document, path, errors, leave_out=unknown)
 
 
-def _apply(config: Any, section: str, document: Document, path: Path, errors: list[str]) -> None:
-    before = len(errors)
+def _apply(
+    config: Any, section: str, document: Document, path: Path, errors: list[str], *, leave_out: Iterable[str]
+) -> None:
+    """Calls the builder method; of several keywords it refuses, each is told, and the others still arrive."""
     written = document.data
     for key in path:
         written = written[key]
+    before = len(errors)
     keywords = to_tune(document, path, errors)
-    for key in _CLASS_KEYS & keywords.keys():
-        try:
-            keywords[key] = _classes(keywords[key])
-        except RLlibVLMError as error:
-            errors.append(f"{document.mark((*path, key))}: {key}: {error}")
+    for key in leave_out:
+        del keywords[key]
     if len(errors) > before:
         return
+    for key in _MAPPING_KEYS & keywords.keys():
+        if not (keywords[key] is None or isinstance(keywords[key], dict)):
+            errors.append(
+                f"{document.mark((*path, key))}: {key} must be a mapping, not {keywords.pop(key)!r}"
+            )
+    for key in _CLASS_KEYS.keys() & keywords.keys():
+        keywords[key] = _classes(keywords[key], key, document, (*path, key), errors)
+    if len(errors) > before:
+        return
+    refused = _refusal(config, section, keywords)
+    if refused is None:
+        return
+    alone = {k: r for k, v in keywords.items() if (r := _refusal(config, section, {k: v})) is not None}
+    for key, reason in alone.items():
+        if contains_sampler(written[key]):
+            reason += " (this keyword may not take a sampler)"
+        lead = "" if key in reason else f"{key} cannot be {written[key]!r}: "
+        errors.append(f"{document.mark((*path, key))}: {section}: {lead}{reason}")
+    if not alone:
+        errors.append(f"{document.mark(path)}: {section}: {refused}")
+
+
+def _refusal(config: Any, section: str, keywords: dict[str, Any]) -> str | None:
+    """Why the builder method does not take these keywords, or None where it has taken them."""
     try:
         getattr(config, section)(**keywords)
     except Exception as error:  # noqa: BLE001  (whatever a builder refuses is a mistake in the file)
-        reason = str(error).strip() or type(error).__name__
-        if contains_sampler(written):
-            reason += " (this keyword may not take a sampler)"
-        errors.append(f"{document.mark(_blame(document, path, keywords, reason))}: {section}: {reason}")
-
-
-def _blame(document: Document, path: Path, keywords: dict[str, Any], reason: str) -> Path:
-    """The keyword an error message names, so that it points at that line rather than at the section."""
-    named = [k for k in keywords if k in reason]
-    return (*path, max(named, key=len)) if named else path
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _long_form(document: Document, path: Path, section: str) -> tuple[Document, Path]:
-    """`callbacks: [a, b]` for `callbacks: {callbacks_class: [a, b]}`."""
+    """`callbacks: [a, {b: {option: 1}}]` for `callbacks: {callbacks_class: [a, {b: {option: 1}}]}`."""
     value = document.data
     for key in path:
         value = value[key]
     if section == "callbacks" and isinstance(value, str | list):
-        mark = document.mark(path)
-        return Document({"callbacks_class": value}, {(): mark, ("callbacks_class",): mark}), ()
+        short = document.child(*path)
+        marks = {("callbacks_class", *p): mark for p, mark in short.marks.items()}
+        return Document({"callbacks_class": value}, {(): document.mark(path), **marks}), ()
     return document, path
 
 
-def _classes(value: Any) -> Any:
+def _classes(value: Any, key: str, document: Document, path: Path, errors: list[str]) -> Any:
+    """The classes that `value` names, one or a list of them; what is wrong goes to `errors`."""
     if isinstance(value, list):
-        return [_classes(v) for v in value]
-    if isinstance(value, str):
-        return import_object(value, table="callbacks" if "callbacks" in registry.TABLES else None)
+        found = [_classes(v, key, document, (*path, i), errors) for i, v in enumerate(value)]
+        return [c for entry in found for c in (entry if isinstance(entry, list) else [entry])]
+    try:
+        if isinstance(value, str):
+            found = import_object(value, table="callbacks" if key in _CALLBACK_KEYS else None)
+            base = import_object(_CLASS_KEYS[key])
+            if inspect.isclass(found) and not issubclass(found, base):
+                raise RLlibVLMError(f"{value!r} is no subclass of {base.__name__}")
+            if not callable(found) or inspect.isbuiltin(found):
+                raise RLlibVLMError(f"{value!r} is no class but {found!r}")
+            return found
+        if isinstance(value, dict) and key in _CALLBACK_KEYS:
+            return [_callback(name, options) for name, options in value.items()]
+    except RLlibVLMError as error:
+        errors.append(f"{document.mark(path)}: {key}: {error}")
     return value
+
+
+def _callback(name: str, options: Any) -> Any:
+    """The callback `name` with its options, checked.
+
+    Raises:
+        RLlibVLMError: there is no such callback, or it takes no such options.
+    """
+    if options is not None and not isinstance(options, dict):
+        raise RLlibVLMError(
+            f"callbacks: {name} takes options by name, {{{name}: {{option: value}}}}, not {options!r}"
+        )
+    found = import_object(name, table="callbacks")
+    if not options:
+        return found
+    if name not in registry.names("callbacks"):
+        name = f"{found.__module__}:{found.__qualname__}"
+    return configured(name, **options)
 
 
 def import_object(name: str, *, table: str | None = None) -> Any:
@@ -122,14 +179,14 @@ def import_object(name: str, *, table: str | None = None) -> Any:
     module, separator, attribute = name.partition(":")
     if not separator:
         module, _, attribute = name.rpartition(".")
-    if not module or not attribute:
+    if not module or not attribute or module.startswith("."):
         raise RLlibVLMError(f"{name!r} is not a path to a class; write it as 'package.module:Class'")
     try:
         return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise RLlibVLMError(f"{name!r}: cannot import {module!r}: {error}") from error
     except AttributeError as error:
         raise RLlibVLMError(f"{name!r}: module {module!r} has no {attribute!r}") from error
+    except Exception as error:  # whatever a module of the user's raises while it is imported
+        raise RLlibVLMError(f"{name!r}: cannot import {module!r}: {error}") from error
 
 
 def check_env_config(env: str, document: Document, path: Path, errors: list[str]) -> None:

@@ -70,6 +70,21 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
+def check_lora(config: Mapping[str, Any] | None) -> None:
+    """Refuses a `lora` section that is no mapping of `rank`, `alpha` and `target`; None is no adapters.
+
+    Raises:
+        ModelError: it is no mapping.
+        UnknownNameError: a key there is not.
+    """
+    known = ("rank", "alpha", "target")
+    if config is not None and not isinstance(config, Mapping):
+        raise ModelError(f"lora is {config!r}, not a mapping of {', '.join(known)}")
+    for key in config or ():
+        if key not in known:
+            raise UnknownNameError("lora", key, known)
+
+
 def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """Puts low-rank adapters (Hu et al. 2021, arXiv 2106.09685) into `model`, in place, by peft.
 
@@ -82,10 +97,7 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         MissingExtraError: peft is not installed.
         ModelError: no layer is called as `target` says, or a key is unknown.
     """
-    known = ("rank", "alpha", "target")
-    for key in config:
-        if key not in known:
-            raise UnknownNameError("lora", key, known)
+    check_lora(config)
     try:
         import peft
     except ModuleNotFoundError as error:

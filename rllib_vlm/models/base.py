@@ -55,6 +55,15 @@ class VLMFamily(Protocol):
             ModelError: the checkpoint directory is missing or not of this family.
         """
 
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Refuses what `build` would refuse of such a section, as far as it shows without building anything.
+
+        Raises:
+            UnknownNameError: a key or a name there is not.
+            ModelError: a value that does not fit.
+        """
+
     def encode(self, messages: Sequence[Message]) -> Prompt:
         """Messages to a prompt that ends where the assistant's answer begins."""
 

@@ -1,7 +1,8 @@
 """Simulators: Gymnasium environments that know their actions by name.
 
-Importing this package (or installing it, through Gymnasium's plugin entry point) makes
-`gymnasium.make("rllib_vlm/Household-v0")` work; no simulator is loaded before it is made.
+`gymnasium.make("rllib_vlm.sims:rllib_vlm/Household-v0")` needs nothing else; once this package is imported,
+`gymnasium.make("rllib_vlm/Household-v0")` works too. Gymnasium itself imports no installed package (its
+plugin entry points are gone since 1.0). No simulator is loaded before it is made.
 """
 
 import gymnasium as gym

@@ -7,7 +7,7 @@ are (`description`, `actions`), gives each episode an instruction, and may bring
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NotRequired, Protocol, TypedDict
 
 import gymnasium as gym
@@ -44,6 +44,13 @@ class Simulator(gym.Env[Observation, int]):
 
     actions: ClassVar[ActionSet]
     description: ClassVar[str]  # for the system prompt: who acts, in what world, what each action does
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Checks arguments of the constructor without starting anything, so that a run is refused early.
+
+        Whoever overrides this raises `ConfigErrors` with every problem; the base accepts everything.
+        """
 
     @abstractmethod
     def reset(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ Cell = tuple[int, int]  # row, column; row 0 is at the top
 _MOVES: dict[str, Cell] = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 _HELDOUT_SHARE = 5  # one map in this many belongs to the held-out split
 _MAP_TRIES = 10_000
+_LARGEST_IMAGE = 2048  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +172,26 @@ class FrozenLake(Simulator):
         render_mode: str | None = None,
     ) -> None:
         errors = []
-        if not 3 <= size <= 16:
-            errors.append(f"size is {size}, not between 3 and 16")
-        if not 0 <= hole_probability <= 0.8:
-            errors.append(f"hole_probability is {hole_probability}, not between 0 and 0.8")
+        if not (_is_whole(size) and 3 <= size <= 16):
+            errors.append(f"size is {size!r}, not a whole number between 3 and 16")
+            size = 3  # the other arguments are looked at all the same
+        if not (_is_number(hole_probability) and 0 <= hole_probability <= 0.8):
+            errors.append(f"hole_probability is {hole_probability!r}, not a number between 0 and 0.8")
+        if not isinstance(slippery, bool):
+            errors.append(f"slippery is {slippery!r}, not true or false")
         if observation not in ("vision", "text", "both"):
             errors.append(f"observation is {observation!r}, not one of vision, text, both")
-        if image_size < 6 * size:
-            errors.append(f"image_size is {image_size}; {size} cells of 6 pixels need at least {6 * size}")
-        if max_steps < 1:
-            errors.append(f"max_steps is {max_steps}, not at least 1")
+        if not (_is_whole(image_size) and 6 * size <= image_size <= _LARGEST_IMAGE):
+            errors.append(
+                f"image_size is {image_size!r}, not a whole number up to {_LARGEST_IMAGE}; "
+                f"{size} cells of 6 pixels need at least {6 * size}"
+            )
+        if not (_is_whole(max_steps) and max_steps >= 1):
+            errors.append(f"max_steps is {max_steps!r}, not a whole number of at least 1")
+        rewards = {"success_reward": success_reward, "hole_reward": hole_reward, "step_reward": step_reward}
+        errors += [
+            f"{name} is {value!r}, not a number" for name, value in rewards.items() if not _is_number(value)
+        ]
         if render_mode not in (None, "rgb_array"):
             errors.append(f"render_mode is {render_mode!r}, not 'rgb_array' or nothing")
         if errors:
@@ -204,6 +216,15 @@ class FrozenLake(Simulator):
         self.action_space = gym.spaces.Discrete(len(self.actions))
         self.lake: Lake | None = None
         self._over = True
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Nothing more than the constructor does.
+
+        Raises:
+            ConfigErrors: with everything that is wrong with the arguments.
+        """
+        cls(**config)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -338,6 +359,14 @@ class LakeExpert:
             reasoning=f"The shortest safe way is {', '.join(path)}.",
             prediction=f"I will be at {_place(cell)}.",
         )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _place(cell: Cell) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
-from rllib_vlm.models.adapters import add_lora, freeze, without_lora
+from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
 from rllib_vlm.models.base import TokenRows
 from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
@@ -84,6 +84,16 @@ class Qwen25VL:
         if settings.freeze:
             freeze(family.model, settings.freeze)
         return family
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Refuses keys, sizes and values that `build` would refuse, without loading anything.
+
+        Raises:
+            UnknownNameError: a key or size there is not.
+            ModelError: a value out of its range, or both or neither of `checkpoint` and `size`.
+        """
+        check_lora(ModelConfig.read(config).lora)
 
     @property
     def device(self) -> torch.device:

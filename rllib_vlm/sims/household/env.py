@@ -183,6 +183,15 @@ class Household(Simulator):
         self._episode: Episode | None = None
         self._over = True
 
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Nothing more than the constructor does, which starts no world.
+
+        Raises:
+            ConfigErrors: with everything that is wrong with the arguments.
+        """
+        cls(**config)
+
     # ----- what experts and tests look at
 
     @property
@@ -232,7 +241,11 @@ class Household(Simulator):
         name: TaskName = self.settings.tasks[int(rng.integers(len(self.settings.tasks)))]
         name = options.get("task") or name
         self._episode = episode = self._source.draw(
-            number, split, name=name, start=self._start(name, options, rng), rng=rng,
+            number,
+            split,
+            name=name,
+            start=self._start(name, options, rng),
+            rng=rng,
             house=options_.house_seed(options.get("house")),
         )
         start = episode.start

@@ -44,6 +44,8 @@ def reward_weights(given: RewardWeights | Mapping[str, Any] | None) -> tuple[Rew
     if given is None or isinstance(given, RewardWeights):
         return given or RewardWeights(), []
     known = [f.name for f in fields(RewardWeights)]
+    if not isinstance(given, Mapping):
+        return RewardWeights(), [f"reward_weights is {given!r}, not a mapping of {', '.join(known)}"]
     problems = [
         f"reward_weights has no {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}"
         for key in given

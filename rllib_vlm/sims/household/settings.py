@@ -68,7 +68,9 @@ def check_settings(
         return low, low
 
     choice("split", split, SPLITS)
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks or ())
+    if tasks is None:
+        tasks = ()
+    names = (tasks,) if isinstance(tasks, str) or not isinstance(tasks, Iterable) else tuple(tasks)
     if not names:
         problems.append(f"tasks is empty. Known: {', '.join(TASKS)}")
     for name in names:
@@ -84,7 +86,7 @@ def check_settings(
         house["furniture"] = pair("furniture", furniture, 1)
     if items is not None:
         house["items"] = pair("items", items, 1)
-    if house["rooms"][1] < 2 and ({"RoomNav", "RoomVisit"} & set(names)):
+    if house["rooms"][1] < 2 and any(name in names for name in ("RoomNav", "RoomVisit")):
         problems.append(f"rooms={rooms!r}: RoomNav and RoomVisit need houses of at least 2 rooms")
     seeds = pair("house_seeds", house_seeds, 0)
     if seeds[0] == seeds[1]:

@@ -36,12 +36,12 @@ def test_mlflow_and_wandb_get_the_metrics_and_the_settings_offline(tmp_path, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     uri = (tmp_path / "mlruns").as_uri()
-    from rllib_vlm.callbacks.trackers import WandbLogger
-
-    callbacks = [
-        *make_loggers([{"mlflow": {"tracking_uri": uri, "experiment_name": "lake"}}]),
-        WandbLogger(project="lake", dir=str(tmp_path), mode="offline"),
-    ]
+    callbacks = make_loggers(
+        [
+            {"mlflow": {"tracking_uri": uri, "experiment_name": "lake"}},
+            {"wandb": {"project": "lake", "dir": str(tmp_path), "mode": "offline"}},
+        ]
+    )
     result = run(tmp_path, callbacks)[0]
 
     client = mlflow.tracking.MlflowClient(tracking_uri=uri)

@@ -47,7 +47,7 @@ def test_marks_name_the_line_of_the_key():
         ("a: 1\nb: 2\na: 3\n", 3, "written twice (first on line 1)"),
         ("a: [1\nb: 2\n", 2, "not YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", 1, "a: a tag"),
-        ("a: !!python/name:os.system x\n", 1, "a: could not determine"),
+        ("a: !!python/name:os.system x\n", 1, "a: a tag (tag:yaml.org,2002:python/name:os.system) means nothing"),
         ("x: 1\na: &a [*a]\n", 2, "refers to itself"),
         ("? [1, 2]\n: 3\n", 1, "plain word"),
     ],

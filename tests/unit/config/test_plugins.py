@@ -41,11 +41,15 @@ def test_random_search_by_name():
     assert type(make_searcher(Plugin(type="random", random_state=3))).__name__ == "BasicVariantGenerator"
 
 
-def test_loggers_are_rays_own():
+def test_loggers_are_rays_own_and_wandbs_keeps_the_end_of_a_run():
     pytest.importorskip("wandb")
     pytest.importorskip("mlflow")
     first, second = make_loggers([{"wandb": {"project": "p"}}, "mlflow"])
-    assert type(first).__name__ == "WandbLoggerCallback"
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    from rllib_vlm.callbacks.trackers import WandbLogger
+
+    assert type(first) is WandbLogger and issubclass(WandbLogger, WandbLoggerCallback)
     assert first.project == "p"
     assert type(second).__module__ == "ray.air.integrations.mlflow"
     with pytest.raises(RLlibVLMError, match="Did you mean 'experiment_name'"):

@@ -98,6 +98,14 @@ def test_samplers_arrive_as_tunes_objects_also_inside_a_nested_dict():
         ("speech:\n  volume: -1", "f:2: speech: volume must not be negative, got -1"),
         ("speech:\n  volume: {choice: [1]}", "may not take a sampler"),
         ("callbacks: [no.such:Thing]", "cannot import 'no.such'"),
+        (
+            "callbacks:\n  - report\n  - galery: {every: 5}",
+            "f:3: callbacks_class: callbacks has no 'galery'. Did you mean 'g",
+        ),
+        ("callbacks: [{gallery: {evry: 5}}]", "callbacks: gallery takes no 'evry'. Did you mean 'every'?"),
+        ("callbacks: {callbacks_class: [{gallery: {every: 0}}]}", "every is 0"),
+        ("callbacks: [{gallery: 5}]", "not 5"),
+        ("callbacks: [gallery, {report: {every: 5}}]", "report takes no 'every'"),
         ("training:\n  lr: {uniform: [2, 1]}", "f:2: training.lr: {uniform: [2, 1]}: lower"),
     ],
 )
@@ -118,6 +126,19 @@ def test_callbacks_by_dotted_path_in_both_forms():
         config, errors = apply(text)
         assert not errors
         assert config.callbacks_class == [RLlibCallback]
+
+
+def test_callbacks_take_options_beside_their_name():
+    config, errors = apply("callbacks: [report, {gallery: {every: 5, video: false}, metrics: }]")
+    assert not errors
+    report, gallery, metrics = config.callbacks_class
+    assert (report.__name__, gallery.func.__name__, metrics.__name__) == ("Report", "Gallery", "Metrics")
+    assert gallery.keywords == {"every": 5, "video": False}
+    path = "rllib_vlm.callbacks.gallery.Gallery"
+    for name in (path, "rllib_vlm.callbacks.gallery:Gallery"):
+        config, errors = apply(f"callbacks: [{{'{name}': {{every: 7}}}}]")
+        assert not errors
+        assert config.callbacks_class[0].keywords == {"every": 7}
 
 
 def test_environments_go_by_simulator_gym_id_or_path():

@@ -144,3 +144,10 @@ def test_a_maker_that_cannot_be_pickled() -> None:
     check_simulator(partial(Counting))
     with pytest.raises(SimulatorError, match="pickled"):
         check_simulator(lambda: Counting())
+
+
+def test_reset_of_the_base_seeds_as_gymnasiums_does() -> None:
+    first, second = Counting(), Counting()
+    assert Simulator.reset(first, seed=3) is None  # what it returns means nothing
+    gym.Env.reset(second, seed=3)
+    assert first.np_random.integers(1 << 40) == second.np_random.integers(1 << 40)

@@ -1,6 +1,8 @@
 """The household environment: arguments, episodes, rewards, ends, observations."""
 
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +48,11 @@ def test_registered_and_sound_for_gymnasium() -> None:
     made.reset(seed=0)
     assert made.render().shape == (30, 80, 3)  # type: ignore[union-attr]
     made.close()
+
+
+def test_gymnasium_alone_makes_it() -> None:
+    code = "import gymnasium; gymnasium.make('rllib_vlm.sims:rllib_vlm/Household-v0', observation='text')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_every_wrong_argument_is_named() -> None:
@@ -207,6 +214,26 @@ def test_curriculum_level_sets_the_start() -> None:
 def test_unknown_reset_options(env: Household) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'level'"):
         env.reset(options={"levl": 1})
+
+
+def test_an_episode_takes_place_in_the_house_one_asks_for(env: Household) -> None:
+    for house in (3, 123_456):
+        for seed in (5, 6):
+            info = env.reset(seed=seed, options={"house": house})[1]
+            assert info["house"] == env.episode.house.seed == house
+    first, info = env.reset(seed=5)
+    again, again_info = env.reset(seed=5, options={"house": info["house"]})
+    assert (again, again_info) == (first, info)  # no other draw depends on the option
+
+
+def test_a_house_that_cannot_be_is_refused(env: Household) -> None:
+    for wrong in (-1, "3", 1.5, True):
+        with pytest.raises(SimulatorError, match="no house seed"):
+            env.reset(seed=0, options={"house": wrong})
+    alone = Household(observation="text", rooms=(1, 1))
+    with pytest.raises(SimulatorError, match="house 3 .* allows no RoomNav task"):
+        alone.reset(seed=0, options={"house": 3, "task": "RoomNav"})
+    alone.close()
 
 
 def test_step_before_reset() -> None:
