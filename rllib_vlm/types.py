@@ -85,6 +85,9 @@ class Prompt:
     images: tuple[Image, ...] = ()  # already at the model's final size
     text: str = ""  # readable form, for galleries and logs only; never tokenised again
     dropped_turns: int = 0  # turns the history policy or the token limit cut away
+    # [2, P] first and last token of the words for what each image token shows, -1 where nothing is said.
+    # Part of demonstrations alone.
+    shown: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,16 @@ class ParsedAction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """What one image shows in one place."""
+
+    image: int  # position among the observation's images
+    x: float  # of its centre, 0 (left) to 1
+    y: float  # 0 (top) to 1
+    words: str  # "red mug": attribute first, kind last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
     """One turn of an expert: the actions, and what an answer format may want said about them."""
 
@@ -123,6 +136,7 @@ class Demonstration:
     prediction: str = ""  # what will be seen next, for the world-modeling formats
     # About the same views, (question, answer). For imitation alone: nobody asks when a policy acts.
     questions: tuple[tuple[str, str], ...] = ()
+    detections: tuple[Detection, ...] = ()  # what the images show; where two share a place, the first counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_only_successes = False
         self.warm_start_time_budget_s: float | None = None
         self.warm_start_precision = "float32"
+        self.warm_start_grounding_coeff = 0.5
 
     def prompting(
         self,
@@ -178,6 +179,7 @@ class AgentConfig(AlgorithmConfig):
         only_successes: Any = NotProvided,
         time_budget_s: Any = NotProvided,
         precision: Any = NotProvided,
+        grounding_coeff: Any = NotProvided,
     ) -> Self:
         """Imitation before reinforcement learning.
 
@@ -199,6 +201,7 @@ class AgentConfig(AlgorithmConfig):
             time_budget_s: seconds after which the warm start ends, whatever `updates` says.
             precision: "bfloat16" runs the model's matrix products in it (faster where the processor knows it);
                 weights and losses stay "float32". Reinforcement learning always computes as the sampler did.
+            grounding_coeff: weight of naming what image tokens show, where the expert tells (`detections`).
 
         Returns:
             This updated AlgorithmConfig object.

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 
 
+_LARGEST = 1e18  # beyond it nothing is a count, a time or a weight, and 64 bits end
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Numbers from `low` to `high`; `open_low` leaves `low` itself out, `optional` lets in None."""
@@ -28,9 +31,10 @@ class Range:
         # YAML's true is no number, though Python's is.
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        if not math.isfinite(value) or (self.open_low and value == self.low):
+        number: Any = value
+        if abs(number) > _LARGEST or (self.open_low and number == self.low):
             return False
-        return self.low <= value <= self.high
+        return bool(self.low <= number <= self.high)  # NaN is nowhere
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
@@ -81,6 +85,8 @@ RANGES: dict[str, Range] = {
     "warm_start_minibatch_size": _COUNT_OR_NONE,
     "warm_start_lr": _NOT_NEGATIVE_OR_NONE,
     "warm_start_warmup_updates": _COUNT_OR_ZERO,
+    "warm_start_lr_final_fraction": _SHARE,
+    "warm_start_grounding_coeff": _NOT_NEGATIVE,
     "warm_start_policy_share": _SHARE,
     "warm_start_buffer_episodes": _COUNT_OR_ZERO,
     "warm_start_time_budget_s": _POSITIVE_OR_NONE,

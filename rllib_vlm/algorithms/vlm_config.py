@@ -253,7 +253,7 @@ class VLMAlgorithmConfig(AgentConfig):
 
     def imitation_settings(self) -> LossSettings:
         """Of an update of imitation."""
-        return self._loss_settings({"imitation": 1.0})
+        return self._loss_settings({"imitation": 1.0, "grounding": self.warm_start_grounding_coeff})
 
     def _loss_settings(self, coefficients: Mapping[str, float]) -> LossSettings:
         return LossSettings(

@@ -40,6 +40,9 @@ TOKEN_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "policy_versions": (np.int64, -1),
     "turn_ids": (np.int64, -1),
     "turn_ends": (np.bool_, 0),
+    "grounding_mask": (np.bool_, 0),
+    "first_words": (np.int64, -1),
+    "last_words": (np.int64, -1),
 }
 
 

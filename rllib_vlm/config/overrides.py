@@ -20,7 +20,7 @@ def parse_overrides(assignments: Iterable[str], errors: list[str]) -> Document:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         keys = name.strip().split(".")
-        if not separator or not all(keys):
+        if not separator or not all(keys) or keys == ["config"]:
             errors.append(f"--set {assignment}: write it as section.key=value, such as training.lr=1e-6")
             continue
         value = parse_yaml(text, f"--set {name}")

@@ -77,9 +77,9 @@ def run(
     register(experiment)
     check_resources(experiment)
     folder, tuner = _new(experiment, storage, name) if resume is None else _restore(experiment, resume)
-    print(f"run folder: {folder}", flush=True)  # noqa: T201
     outcome = Outcome(folder=Path(str(folder)))
     try:
+        print(f"run folder: {folder}", flush=True)  # noqa: T201
         results = tuner.fit()
     except KeyboardInterrupt:
         outcome.interrupted = True
@@ -89,8 +89,10 @@ def run(
     outcome.failures = [_reason(error) for error in results.errors]
     if outcome.folder.is_dir():
         outcome.results_files = sorted(outcome.folder.glob(f"*/{RESULTS_FILE}"))
+    # A trial that was stopped before its first result has no `done`; nor has one a time budget left no time for.
+    missing = experiment.time_budget_s is not None
     outcome.interrupted = any(
-        not r.metrics or not r.metrics.get("done", True) for r in results if r.error is None
+        not r.metrics or not r.metrics.get("done", missing) for r in results if r.error is None
     )
     return outcome
 

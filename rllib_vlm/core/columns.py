@@ -29,6 +29,7 @@ class VLMColumns(Columns):
     LOGPROBS = "logprobs"  # [B, L] nats
     ENTROPY = "entropy"  # [B, L] nats
     VALUES = "values"  # [B, L]
+    GROUNDING = "grounding"  # [B, L] nats: log-probability of the words for what image tokens show
 
 
 # Keys of `SingleAgentEpisode.custom_data`.

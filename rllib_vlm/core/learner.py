@@ -152,6 +152,7 @@ class VLMTorchLearner(TorchLearner):
             # An expert's answer was sampled at no temperature.
             sampling=SamplingParams() if imitates else None,
             precision=plan.precision,
+            with_grounding="grounding" in active,
         )
         if "kl" in active:
             with torch.no_grad():
@@ -180,7 +181,7 @@ class VLMTorchLearner(TorchLearner):
     def _normalizers(self, columns: Batch, losses: LossSettings) -> dict[str, float]:
         """What each mask's sums are divided by, over all learners."""
         segments = torch.from_numpy(columns["segment_ids"])
-        names = ("loss_mask", "value_mask")
+        names = ("loss_mask", "value_mask", "grounding_mask")
         parts = torch.stack(
             [
                 normalizer(

@@ -48,7 +48,7 @@ class LossTerm:
     """A term, and which mask says where it counts."""
 
     column: Callable[[Columns, Columns, LossSettings], tuple[Tensor, Metrics]]
-    mask: Literal["loss_mask", "value_mask"] = "loss_mask"
+    mask: Literal["loss_mask", "value_mask", "grounding_mask"] = "loss_mask"
 
 
 def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
@@ -89,10 +89,15 @@ def _imitation(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, M
     return negative_log_likelihood(out[VLMColumns.LOGPROBS], batch["loss_mask"])
 
 
+def _grounding(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
+    return -out[VLMColumns.GROUNDING], {}
+
+
 LOSS_TERMS: dict[str, LossTerm] = {
     "policy": LossTerm(_policy),
     "value": LossTerm(_value, mask="value_mask"),
     "entropy": LossTerm(_entropy),
     "kl": LossTerm(_kl),
     "imitation": LossTerm(_imitation),
+    "grounding": LossTerm(_grounding, mask="grounding_mask"),
 }

@@ -147,6 +147,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         with_values: bool | None = None,
         sampling: SamplingParams | None = None,
         precision: str = "float32",
+        with_grounding: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Log-probs, and where asked entropy and values, of the sampled tokens of a packed batch.
@@ -157,6 +158,8 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             with_values: also values [B, L]; by default if there is a value head.
             sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
             precision: "bfloat16" runs the model's matrix products in it; log-probs stay float32.
+            with_grounding: also `GROUNDING` [B, L], the mean log-probability of the two words of what image tokens
+                show, where a demonstration says so.
 
         Returns:
             `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
@@ -168,7 +171,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             enabled=precision == "bfloat16",
             cache_enabled=False,
         ):
-            hidden = self._hidden(batch)
+            embedded, hidden = self.family.embedded_and_hidden(_rows(batch))
         states = gather_predicting(hidden, mask)
         scores = score_tokens(
             states,
@@ -182,6 +185,8 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         out = {VLMColumns.LOGPROBS: scatter_to_tokens(scores.logprobs, mask)}
         if scores.entropy is not None:
             out[VLMColumns.ENTROPY] = scatter_to_tokens(scores.entropy, mask)
+        if with_grounding:
+            out[VLMColumns.GROUNDING] = self._grounding(embedded, batch)
         if self.has_value_head if with_values is None else with_values:
             out[VLMColumns.VALUES] = self._values(states, mask, batch)
         return out
@@ -193,13 +198,13 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return self._values(gather_predicting(self._hidden(batch), mask), mask, batch)
 
     def _hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        rows = TokenRows(
-            token_ids=batch["token_ids"],
-            segment_ids=batch["segment_ids"],
-            images=batch["images"],
-            image_sizes=batch["image_sizes"],
-        )
-        return self.family.hidden(rows)
+        return self.family.hidden(_rows(batch))
+
+    def _grounding(self, embedded: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        mask = batch["grounding_mask"]
+        scores = self.family.word_logits(embedded[mask]).log_softmax(-1)
+        words = torch.stack([batch["first_words"][mask], batch["last_words"][mask]], -1)
+        return scatter_to_tokens(scores.gather(-1, words).mean(-1), mask)
 
     def _values(self, states: Tensor, mask: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of states [N, D] that predict the tokens under `mask`."""
@@ -303,6 +308,15 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             head = root / _VALUE_HEAD_FILE
             if self.has_value_head and head.is_file():
                 self.value_head.load_state_dict(load_file(head))
+
+
+def _rows(batch: Mapping[str, Tensor]) -> TokenRows:
+    return TokenRows(
+        token_ids=batch["token_ids"],
+        segment_ids=batch["segment_ids"],
+        images=batch["images"],
+        image_sizes=batch["image_sizes"],
+    )
 
 
 def _portable(tensor: Tensor) -> Any:

@@ -52,9 +52,10 @@ class DemonstrationSettings:
     Source: DAgger (Ross, Gordon, Bagnell, arXiv 1011.0686): states the policy reaches, answers of the expert.
     """
 
-    # The expert's turn as the tokens the model should have said, and the questions that follow it.
+    # The expert's turn as the tokens the model should have said.
     answer: Callable[[Demonstration], Completion]
-    followups: Callable[[Demonstration, Prompt, Completion], list[Turn]]
+    # The prompt with what its images show, and the turns of the questions that follow the answer.
+    lesson: Callable[[Demonstration, Prompt, Completion], tuple[Prompt, list[Turn]]]
     policy_share: float = 0.0  # probability that the policy acts
     mixing: Mixing = "turn"  # drawn anew each turn, or once for the episode
 
@@ -259,8 +260,8 @@ class Rollout:
         if settings.demonstrations is not None:
             outputs[VLMColumns.EXECUTED] = play.answer
             if play.shown is not None and play.label is not None:
-                asked = settings.demonstrations.followups(play.shown, play.prompt, play.label)
-                outputs[VLMColumns.FOLLOWUPS] = asked
+                prompt, asked = settings.demonstrations.lesson(play.shown, play.prompt, play.label)
+                outputs |= {VLMColumns.PROMPT: prompt, VLMColumns.FOLLOWUPS: asked}
         last_turn = len(play.episode) + 1 >= settings.max_turns
         play.episode.add_env_step(
             observation=step.observation,

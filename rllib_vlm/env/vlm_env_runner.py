@@ -196,7 +196,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     ) -> list[SingleAgentEpisode]:
         demonstrations = DemonstrationSettings(
             answer=self._expert_completion,
-            followups=self._followups,
+            lesson=self._lesson,
             policy_share=policy_share,
             mixing=mixing,  # type: ignore[arg-type]
         )
@@ -379,12 +379,15 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         parser = next(c for c in self._module_to_env.connectors if isinstance(c, ParseActions))
         return self._as_completion(parser.format(demonstration))
 
-    def _followups(self, shown: Demonstration, prompt: Prompt, answer: Completion) -> list[Turn]:
-        """Questions about the views of a turn, each after the answer to the one before."""
+    def _lesson(self, shown: Demonstration, prompt: Prompt, answer: Completion) -> tuple[Prompt, list[Turn]]:
+        """What goes beyond the answer: what the images show, and questions, each after the answer before it."""
+        family = self.module.family
+        if shown.detections:
+            prompt = family.label(prompt, shown.detections)
         turns: list[Turn] = []
         so_far = np.concatenate([prompt.token_ids, answer.token_ids])
         for question, reply in shown.questions:
-            ids = np.concatenate([so_far, self.module.family.encode_followup(question)])
+            ids = np.concatenate([so_far, family.encode_followup(question)])
             # As an answer that only looks, so that seeing is one skill whether asked about or acted on.
             completion = self._expert_completion(Demonstration(actions=(), observation=reply))
             asked = replace(prompt, token_ids=ids, text=f"{prompt.text}{answer.text}\n{question}")
@@ -392,7 +395,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
                 Turn(prompt=asked, completion=completion, parsed=ParsedAction(valid=True), reward=0.0)
             )
             so_far = np.concatenate([ids, completion.token_ids])
-        return turns
+        return prompt, turns
 
     def _as_completion(self, text: str) -> Completion:
         """A text as if the model had said it."""

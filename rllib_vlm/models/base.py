@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rllib_vlm.types import Message, Prompt, SamplingParams
+from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,9 @@ class VLMFamily(Protocol):
     def encode(self, messages: Sequence[Message]) -> Prompt:
         """Messages to a prompt that ends where the assistant's answer begins."""
 
+    def label(self, prompt: Prompt, detections: Sequence[Detection]) -> Prompt:
+        """The prompt with `shown` filled in; the detections are of its last images."""
+
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""
 
@@ -78,6 +81,12 @@ class VLMFamily(Protocol):
 
     def hidden(self, rows: TokenRows) -> Tensor:
         """[B, L, D] last hidden states; padding positions hold anything."""
+
+    def embedded_and_hidden(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """What the language model reads (at image tokens the vision tower's features), and `hidden`; [B, L, D] each."""
+
+    def word_logits(self, features: Tensor) -> Tensor:
+        """[..., V] how well each word describes image features [..., D], float32."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

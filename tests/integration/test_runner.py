@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,23 @@ def test_resume_needs_a_run(tmp_path: Path):
 )
 def test_safe_names(name: str, safe: str):
     assert runner.safe_name(name) == safe
+
+
+def test_an_interrupt_before_the_first_result_is_an_interrupt(tmp_path: Path):
+    code = "import sys; from rllib_vlm.cli import main; main(sys.argv[1:])"
+    arguments = ["train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--storage", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--name", "stopped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("run folder:"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert f"--resume {tmp_path / 'stopped'}" in said

@@ -113,3 +113,34 @@ def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     manifests = [json.loads(f.read_text()) for f in folder.glob("*.json")]
     assert any(m.get("env_config") == {"size": 4} for m in manifests)
     assert run("demos", "frozen_lak", folder) == 2
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere", "."])
+def test_resume_of_what_is_no_run_is_refused_before_ray_starts(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--resume", folder) == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    import ray
+
+    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+
+
+def test_demos_checks_everything_before_it_makes_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "demos"
+    assert run("demos", "frozen_lake", str(folder), "--set", "sizee=3", "--set", "max_steps=0") == 2
+    said = capsys.readouterr().err
+    assert "takes no 'sizee'. Did you mean 'size'?" in said and "max_steps is 0" in said
+    assert not folder.exists()
+
+
+def test_a_missing_file_does_not_hide_the_mistakes_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a.yaml").write_text("x: 5")
+    assert run("validate", str(tmp_path / "none.yaml"), str(tmp_path / "a.yaml")) == 2
+    said = capsys.readouterr().err
+    assert "no such file" in said and "must be a mapping" in said

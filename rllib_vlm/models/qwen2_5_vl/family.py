@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_p
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.stopping import StopStrings
-from rllib_vlm.types import Message, Prompt, SamplingParams
+from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
@@ -110,6 +111,22 @@ class Qwen25VL:
         ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
         return Prompt(token_ids=ids, images=images, text=text)
 
+    def label(self, prompt: Prompt, detections: Sequence[Detection]) -> Prompt:
+        """The prompt with `shown` filled in; the detections are of its last images."""
+        shown = np.full((2, len(prompt.token_ids)), -1, np.int64)
+        if detections:
+            where = np.flatnonzero(prompt.token_ids == self.image_token_id)
+            grids = [tuple(size // self.images.unit for size in image.shape[:2]) for image in prompt.images]
+            starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
+            first = len(grids) - 1 - max(d.image for d in detections)
+            for found in reversed(detections):
+                rows, columns = grids[first + found.image]
+                row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
+                at = where[starts[first + found.image] + row * columns + column]
+                words = self._chat.tokenize(f" {found.words}")
+                shown[:, at] = words[0], words[-1]
+        return replace(prompt, shown=shown)
+
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""
         return np.append(self._chat.answer(text), self.stop_token_ids[0])
@@ -135,16 +152,33 @@ class Qwen25VL:
         Raises:
             ModelError: the image tokens of a row are not those of its images.
         """
+        return self.embedded_and_hidden(rows)[1]
+
+    def word_logits(self, features: Tensor) -> Tensor:
+        """[..., V] how well each word describes image features [..., D], float32.
+
+        The features are compared with the words' embeddings, so what an image token shows becomes
+        readable to attention the way a word is.
+        """
+        return self.logits(torch.nn.functional.rms_norm(features.float(), features.shape[-1:]))
+
+    def embedded_and_hidden(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """What the language model reads, and what it makes of it, [B, L, D] each.
+
+        Raises:
+            ModelError: the image tokens of a row are not those of its images.
+        """
         groups, grids, owners = self._group_rows(rows)
         x, positions = self._embed(rows.token_ids, rows.segment_ids, groups, grids, owners)
         language = self.model.model.language_model
         if self.config.plain_forward:
-            return language(
+            hidden = language(
                 inputs_embeds=x,
                 attention_mask={"full_attention": segment_mask(rows.segment_ids, x.dtype)},
                 position_ids=positions,
                 use_cache=False,
             ).last_hidden_state
+            return x, hidden
         checkpoint = self.config.gradient_checkpointing
         if is_full(rows.segment_ids):
             cos, sin = angles(language, positions, x)
@@ -152,17 +186,13 @@ class Qwen25VL:
             def causal(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return attend(q, k, v, None)
 
-            return run_layers(language, x, cos, sin, causal, checkpoint=checkpoint).to(x.dtype)
+            return x, run_layers(language, x, cos, sin, causal, checkpoint=checkpoint).to(x.dtype)
         segments = Segments(rows.segment_ids)
         line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
         cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
         hidden = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
-        return (
-            x.new_zeros(x.shape)
-            .flatten(0, 1)
-            .index_copy(0, segments.tokens, hidden[0].to(x.dtype))
-            .view_as(x)
-        )
+        full = x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0].to(x.dtype))
+        return x, full.view_as(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

@@ -16,7 +16,7 @@ from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
 from rllib_vlm.sims.household.metrics import EpisodeRecord
-from rllib_vlm.sims.household.questions import locate
+from rllib_vlm.sims.household.questions import detections, locate
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
 from rllib_vlm.sims.household.scene import CAMERAS, Scene, Sighting
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
@@ -31,7 +31,7 @@ from rllib_vlm.sims.household.tasks import (
 from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, proprioception
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
-from rllib_vlm.types import ActionSet
+from rllib_vlm.types import ActionSet, Detection
 
 if TYPE_CHECKING:
     from rllib_vlm.sims.household.expert import ExpertKind
@@ -115,7 +115,7 @@ class Household(Simulator):
     - `start`, `curriculum`: see above; a curriculum overrides `start`.
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
     - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
-      for imitation to learn seeing from; 0 asks nothing.
+      for imitation to learn seeing from, with what the pictures show where; 0 asks and tells nothing.
     - `blank_images`: all pictures are grey, to measure what a policy does without its eyes.
 
     Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed from 0 up, of
@@ -479,6 +479,11 @@ class Household(Simulator):
         if self.settings.observation == "vision":
             return coarse_place(seen)
         return exact_place(seen, self.world.robot)
+
+    def shown(self) -> tuple[Detection, ...]:
+        """What the pictures show, where an expert is to tell (`questions`) and there are pictures."""
+        tells = self.settings.questions and self.settings.observation != "text"
+        return detections(self._scene) if tells else ()
 
     def ask(self) -> tuple[tuple[str, str], ...]:
         """The questions that go with an expert's present turn, and their answers."""

@@ -81,6 +81,7 @@ class HouseholdExpert:
         return Demonstration(
             actions=move.actions, observation=text, reasoning=reasoned(move.subgoal, self.task),
             prediction=predicted(move.subgoal, self.task), questions=self.env.ask(),
+            detections=self.env.shown(),
         )  # fmt: skip
 
     # ----- what both kinds do once they know enough

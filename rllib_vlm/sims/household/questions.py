@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
-from rllib_vlm.sims.household.scene import Scene, Sighting
+from rllib_vlm.sims.household.scene import CAMERAS, VERTICAL_FOV_DEG, Scene, Sighting
+from rllib_vlm.types import Detection
 
 _MOST_ABSENT = 3
 _FROM_HERE = 0.5  # share of absent things that exist elsewhere in the house
@@ -46,3 +48,21 @@ def locate(
 
 def _draw(rng: np.random.Generator, names: Mapping[str, object]) -> str:
     return list(names)[int(rng.integers(len(names)))]
+
+
+def detections(scene: Scene) -> tuple[Detection, ...]:
+    """Where in which camera's picture the visible items and furniture pieces are, nearest first."""
+    width, height = scene.world.camera_size
+    focal = 0.5 / math.tan(math.radians(VERTICAL_FOV_DEG) / 2)  # in picture heights
+    things = [s for s in scene.look() if s.kind != "door"]
+    found = []
+    for image, camera in enumerate(CAMERAS):
+        visible = [s for s in things if camera in s.cameras]
+        views = scene.world.views(camera, [s.id for s in visible])
+        for seen in visible:
+            bearing, elevation = (math.radians(a) for a in (views[seen.id].bearing, views[seen.id].elevation))
+            x = 0.5 - math.tan(bearing) * focal * height / width
+            y = 0.5 - math.tan(elevation) / math.cos(bearing) * focal
+            if 0.0 <= x < 1.0 and 0.0 <= y < 1.0:
+                found.append(Detection(image=image, x=x, y=y, words=seen.words))
+    return tuple(found)

@@ -121,6 +121,8 @@ def test_loss_terms_are_those_with_a_coefficient():
     config = VLMPPOConfig().training(entropy_coeff=0.01, kl_coeff=0.0)
     assert set(config.loss_settings().active) == {"policy", "value", "entropy"}
     assert set(config.loss_settings(critic_only=True).active) == {"value"}
+    assert set(config.imitation_settings().active) == {"imitation", "grounding"}
+    config.warm_start(grounding_coeff=0.0)
     assert set(config.imitation_settings().active) == {"imitation"}
     settings = VLMGRPOConfig().loss_settings()
     assert (settings.clip_low, settings.clip_high) == (0.2, 0.28)
@@ -131,3 +133,32 @@ def test_a_tune_trial_asks_for_what_its_parts_need():
     config = tiny_config("ppo").env_runners(num_env_runners=2, num_cpus_per_env_runner=0.5)
     bundles = VLMPPO.default_resource_request(config).bundles
     assert [b["CPU"] for b in bundles] == [1.0, 0.5, 0.5]
+
+
+def test_wrong_values_of_many_kinds_are_all_said_though_rllib_would_stop_at_the_first():
+    config = tiny_config("ppo").training(minibatch_size={}, num_epochs="two", packing="no", lr="abc")
+    config.generation(max_new_tokens="many").environment(env_config={"size": "big", "slipery": True})
+    config.evaluation(evaluation_config={"top_p": 7, "temperature": 0.0})
+    with pytest.raises(ConfigErrors) as error:
+        config.validate()
+    said = [e.removeprefix("evaluation_config: ").split(" ")[0] for e in error.value.errors]
+    assert sorted(said) == sorted(
+        [
+            "minibatch_size",
+            "num_epochs",
+            "packing",
+            "lr",
+            "max_new_tokens",
+            "env_config:",
+            "env_config:",
+            "top_p",
+        ]
+    )
+
+
+def test_the_template_and_the_curriculum_are_looked_at():
+    config = tiny_config("ppo").prompting(template="shrt")
+    config.simulation(curriculum={"start": "a", "end": 7, "updates": -20})
+    with pytest.raises(ConfigErrors) as error:
+        config.validate()
+    assert len(error.value.errors) == 4 and "Did you mean 'short'?" in str(error.value)

@@ -28,6 +28,9 @@ def make_row(length, sizes=(), seed=0):
         policy_versions=np.where(sampled, 5, -1),
         turn_ids=np.where(sampled, 2, -1),
         turn_ends=sampled,
+        grounding_mask=sampled[::-1].copy(),
+        first_words=rng.integers(-1, 50, length),
+        last_words=rng.integers(-1, 50, length),
         images=tuple(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes),
     )
 

@@ -47,7 +47,11 @@ def test_marks_name_the_line_of_the_key():
         ("a: 1\nb: 2\na: 3\n", 3, "written twice (first on line 1)"),
         ("a: [1\nb: 2\n", 2, "not YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", 1, "a: a tag"),
-        ("a: !!python/name:os.system x\n", 1, "a: a tag (tag:yaml.org,2002:python/name:os.system) means nothing"),
+        (
+            "a: !!python/name:os.system x\n",
+            1,
+            "a: a tag (tag:yaml.org,2002:python/name:os.system) means nothing",
+        ),
         ("x: 1\na: &a [*a]\n", 2, "refers to itself"),
         ("? [1, 2]\n: 3\n", 1, "plain word"),
     ],
@@ -89,3 +93,34 @@ def test_child_keeps_the_places_of_its_values():
 
 def test_mark_without_a_line_is_its_source():
     assert str(Document({}, {(): Mark("--set")}).mark(("a",))) == "--set"
+
+
+def test_a_few_lines_of_aliases_that_stand_for_billions_of_values_are_refused_at_once():
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{c}: &{c} [{', '.join([f'*{b}'] * 10)}]" for b, c in zip("abcdefgh", "bcdefghi", strict=True)]
+    assert parse_yaml("\n".join(lines), "f").errors == ["f: more than 100000 values, aliases counted"]
+    merges = ["a: &a {x: 1, y: 2}"]
+    merges += [
+        f"{c}: &{c} {{<<: [{', '.join([f'*{b}'] * 10)}]}}"
+        for b, c in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    assert parse_yaml("\n".join(merges), "f").errors == ["f: more than 100000 values, aliases counted"]
+
+
+@pytest.mark.parametrize("depth", [65, 5000])
+def test_too_deep_a_nesting_is_refused(depth: int):
+    assert parse_yaml("a: " + "[" * depth + "]" * depth, "f").errors == ["f: nested more than 64 levels deep"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: !!bool maybe", "f:1: a cannot be read as bool"),
+        ("a: !!timestamp 2001-01-01", "f:1: a: a tag (tag:yaml.org,2002:timestamp) means nothing here"),
+        ("a:\n  <<: 5", "f:2: `<<` merges mappings, not 5"),
+        ("a:\n  <<: [{b: 1}, c]", "f:2: `<<` merges mappings, not 'c'"),
+    ],
+)
+def test_tags_and_merges_that_cannot_be_read(text: str, words: str):
+    (error,) = parse_yaml(text, "f").errors
+    assert words in error

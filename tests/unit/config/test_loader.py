@@ -147,3 +147,81 @@ def test_validate_names_experiments_and_checks_fragments(write):
     assert validate(write("config: {training: {lr: 1e-4}}", "part.yaml")) == []
     with pytest.raises(ConfigErrors, match="Did you mean 'lr'"):
         validate(write("config: {training: {lrr: 1e-4}}", "part.yaml"))
+
+
+OURS = """\
+x:
+  run: VLMGRPO
+  env: {env}
+  include: [models/tiny_text, hardware/cpu_2]
+  config:
+    environment:
+      env_config: {env_config}
+    prompting: {{{prompting}}}
+"""
+
+
+def ours(
+    env: str = "spoc", env_config: str = "{observation: text}", prompting: str = "observation: text"
+) -> str:
+    return OURS.format(env=env, env_config=env_config, prompting=prompting)
+
+
+def test_a_wrong_key_hides_neither_a_wrong_value_nor_what_the_simulator_refuses(write):
+    errors = problems(write(ours(env_config="{tasks: [Fecth]}", prompting="parsr: json, history: last_0")))
+    assert len(errors) == 3
+    assert any("x.yaml:8: prompting: unknown key 'parsr'. Did you mean 'parser'?" in e for e in errors)
+    assert any("x.yaml:8: config: history: k is 0" in e for e in errors)
+    assert any("x.yaml:7: config: env_config: tasks='Fecth'. Did you mean 'Fetch'?" in e for e in errors)
+
+
+def test_the_simulator_says_everything_at_once_and_starts_nothing(write):
+    errors = problems(write(ours(env_config="{tasks: [Fecth], rooms: [3, 2], questions: -1, roms: 1}")))
+    for words in ("tasks='Fecth'", "rooms=[3, 2]", "questions=-1", "takes no 'roms'. Did you mean 'rooms'?"):
+        assert sum(words in e for e in errors) == 1, words
+    assert len(errors) == 4
+
+
+def test_the_simulator_is_asked_about_every_variant(write):
+    errors = problems(write(ours("frozen_lake", "{size: {grid_search: [4, 99, abc]}, observation: text}")))
+    assert [e.split("config at ")[1].split(":")[0] for e in errors] == [
+        "env_config.size=99",
+        "env_config.size=abc",
+    ]
+
+
+def test_a_message_points_at_the_file_that_holds_the_value(write):
+    (error,) = problems(write(ours(prompting="observation: text, history: last_k_4")))
+    assert "x.yaml:8: config: history: histories has no 'last_k_4'" in error
+    (error,) = problems(write(ours() + "    simulation:\n      process: thread\n"))
+    assert "x.yaml:10: config: simulator_process is 'thread'" in error
+
+
+def test_without_a_fragment_nothing_it_would_have_said_seems_missing(write):
+    (error,) = problems(write(ours().replace("models/tiny_text", "models/tiny_txt")))
+    assert "Did you mean 'models/tiny_text'?" in error
+
+
+def test_an_experiment_file_is_no_fragment(write):
+    (error,) = problems(write(ours().replace("models/tiny_text", "x")))
+    assert "x.yaml:4: include: 'x' is an experiment file, not a fragment" in error
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "..", "''"])
+def test_a_fragment_that_cannot_be_a_file_is_not_found(write, name: str):
+    assert any("include: no fragment" in e for e in problems(write(ours().replace("models/tiny_text", name))))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("env: spoc", "env: '.a:b'", "is not a path to a class"),
+        ("env: spoc", "env: collections:OrderedDict", "is no simulator"),
+        ("  env: spoc\n", "", "x.yaml:1: `env:` is missing"),
+        ("run: VLMGRPO", "run: '.a:b'", "is not a path to a class"),
+        ("run: VLMGRPO", "run: os:system", "is no subclass of RLlib's Algorithm"),
+    ],
+)
+def test_paths_that_lead_to_something_else(write, old: str, new: str, words: str):
+    (error,) = problems(write(ours().replace(old, new)))
+    assert words in error

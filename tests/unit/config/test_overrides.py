@@ -64,3 +64,23 @@ def test_stop_takes_conditions_and_json():
     assert not errors
     parse_stop(["training_iteration", "x=abc"], errors)
     assert len(errors) == 2
+
+
+def test_a_whole_section_can_be_set():
+    document, errors = overrides("callbacks=[report]", "training={lr: 1}")
+    assert not errors
+    assert document.data == {"config": {"callbacks": ["report"], "training": {"lr": 1}}}
+
+
+@pytest.mark.parametrize("bad", ["config=1", "config=", "include=[x]", "training=5", "training.lr={"])
+def test_assignments_that_reach_nothing_are_one_error_each(bad: str):
+    document, errors = overrides(bad)
+    assert len(errors) == 1 and "--set" in errors[0]
+    assert document.data == {}
+
+
+@pytest.mark.parametrize("bad", ["x=.nan", "{x: abc}", "{training_iteration: [1]}", "{: 3}", "{}x"])
+def test_stop_takes_numbers_only(bad: str):
+    errors: list[str] = []
+    assert parse_stop([bad], errors) == {}
+    assert errors

@@ -54,3 +54,8 @@ def test_loggers_are_rays_own_and_wandbs_keeps_the_end_of_a_run():
     assert type(second).__module__ == "ray.air.integrations.mlflow"
     with pytest.raises(RLlibVLMError, match="Did you mean 'experiment_name'"):
         make_loggers([{"mlflow": {"experiment_nam": "x"}}])
+
+
+def test_what_tune_itself_refuses_is_an_error_of_ours():
+    with pytest.raises(RLlibVLMError, match="hyperparam_mutations"):
+        make_scheduler(Plugin(type="pbt"), {})

@@ -59,3 +59,17 @@ def test_mistakes_are_told_with_their_place(text: str, words: str):
     assert len(errors) == 1
     assert errors[0].startswith("f:1: v: {")
     assert words in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{quniform: [0, 1, 0]}", "q, the step between values, must be above 0"),
+        ("{uniform: [.nan, 1]}", "lower must be a finite number"),
+        ("{randint: [1.5, 4]}", "lower must be a whole number"),
+    ],
+)
+def test_numbers_tune_would_stumble_over(text: str, words: str):
+    errors: list[str] = []
+    to_tune(parse_yaml(f"x: {text}", "f"), ("x",), errors)
+    assert len(errors) == 1 and words in errors[0]

@@ -170,3 +170,30 @@ def test_env_config_is_checked_against_the_constructors(monkeypatch: pytest.Monk
     (error,) = env_config_errors(monkeypatch, Open, "{sise: 3}")
     assert "f:1: env_config: 'Test-v0' takes no 'sise'. Did you mean 'size'?" in error
     assert not env_config_errors(monkeypatch, Wide, "{anything: 3}"), "keywords passed on to nobody known"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("environment:\n  env_config: abc", "f:2: env_config must be a mapping, not 'abc'"),
+        ("evaluation:\n  evaluation_config: 5", "f:2: evaluation_config must be a mapping, not 5"),
+        ("callbacks: [collections:OrderedDict]", "is no subclass of RLlibCallback"),
+        ("env_runners: {env_runner_cls: collections:OrderedDict}", "is no subclass of EnvRunner"),
+        ("training: {learner_class: os:system}", "is no class"),
+    ],
+)
+def test_values_of_another_kind(text: str, words: str):
+    _, errors = apply(text)
+    assert len(errors) == 1 and words in errors[0]
+
+
+def test_the_other_keywords_of_a_section_still_arrive():
+    config, errors = apply("training:\n  lr: 0.5\n  lrr: 1\n  gamma: 0.25")
+    assert len(errors) == 1 and (config.lr, config.gamma) == (0.5, 0.25)
+
+
+def test_each_refused_keyword_is_told_at_its_line():
+    _, errors = apply(
+        "env_runners:\n  num_env_runners: 1\n  num_envs_per_env_runner: -1\n  rollout_fragment_length: x"
+    )
+    assert [e.split(": ")[0] for e in errors] == ["f:3", "f:4"]

@@ -205,14 +205,13 @@ def test_two_learners_share_the_steps_of_one(module, family):
         together.append(list(steps))
     assert [len(t) for t in together] == [len(alone)] * 2
     for k, (columns, _) in enumerate(alone):
-        whole = sorted(r.advantages.tobytes() for r in unpack(columns))
-        shared = sorted(r.advantages.tobytes() for t in together for r in unpack(t[k][0]))
-        assert len(whole) == len(shared)
-        np.testing.assert_allclose(
-            np.concatenate([np.frombuffer(a, np.float32) for a in whole]),
-            np.concatenate([np.frombuffer(a, np.float32) for a in shared]),
-            atol=1e-5,
+        # By value, rounded: summed in another order, the last digits differ.
+        whole = sorted(tuple(np.round(r.advantages.astype(float), 4)) for r in unpack(columns))
+        shared = sorted(
+            tuple(np.round(r.advantages.astype(float), 4)) for t in together for r in unpack(t[k][0])
         )
+        assert [len(r) for r in whole] == [len(r) for r in shared]
+        np.testing.assert_allclose(np.concatenate(whole), np.concatenate(shared), atol=2e-4)
 
 
 def test_whitened_advantages_have_mean_0_and_spread_1(module, family):

@@ -214,4 +214,4 @@ def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
 
 
 def test_every_term_has_a_mask_of_the_batch():
-    assert {term.mask for term in LOSS_TERMS.values()} == {"loss_mask", "value_mask"}
+    assert {term.mask for term in LOSS_TERMS.values()} == {"loss_mask", "value_mask", "grounding_mask"}

@@ -194,3 +194,12 @@ def test_wrong_arguments_are_named_all_at_once() -> None:
         sim.reset(options={"split": "test"})
     with pytest.raises(SimulatorError, match="level"):
         sim.reset(options={"level": 2})
+
+
+def test_arguments_of_any_kind_are_checked_all_at_once():
+    with pytest.raises(ConfigErrors) as error:
+        FrozenLake.check_config(
+            dict.fromkeys(("size", "slippery", "image_size", "max_steps", "hole_reward"), "x")
+        )
+    assert len(error.value.errors) == 5
+    FrozenLake.check_config({"size": 5})
