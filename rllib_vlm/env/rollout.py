@@ -54,8 +54,8 @@ class DemonstrationSettings:
 
     # The expert's turn as the tokens the model should have said.
     answer: Callable[[Demonstration], Completion]
-    # The prompt with what its images show, and the turns of the questions that follow the answer.
-    lesson: Callable[[Demonstration, Prompt, Completion], tuple[Prompt, list[Turn]]]
+    # The prompt with what its last n images show, and the turns of the questions that follow the answer.
+    lesson: Callable[[Demonstration, Prompt, Completion, int], tuple[Prompt, list[Turn]]]
     policy_share: float = 0.0  # probability that the policy acts
     mixing: Mixing = "turn"  # drawn anew each turn, or once for the episode
 
@@ -260,7 +260,8 @@ class Rollout:
         if settings.demonstrations is not None:
             outputs[VLMColumns.EXECUTED] = play.answer
             if play.shown is not None and play.label is not None:
-                prompt, asked = settings.demonstrations.lesson(play.shown, play.prompt, play.label)
+                images = len(play.episode.get_observations(-1).get("images", ()))
+                prompt, asked = settings.demonstrations.lesson(play.shown, play.prompt, play.label, images)
                 outputs |= {VLMColumns.PROMPT: prompt, VLMColumns.FOLLOWUPS: asked}
         last_turn = len(play.episode) + 1 >= settings.max_turns
         play.episode.add_env_step(

@@ -379,11 +379,13 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         parser = next(c for c in self._module_to_env.connectors if isinstance(c, ParseActions))
         return self._as_completion(parser.format(demonstration))
 
-    def _lesson(self, shown: Demonstration, prompt: Prompt, answer: Completion) -> tuple[Prompt, list[Turn]]:
+    def _lesson(
+        self, shown: Demonstration, prompt: Prompt, answer: Completion, images: int
+    ) -> tuple[Prompt, list[Turn]]:
         """What goes beyond the answer: what the images show, and questions, each after the answer before it."""
         family = self.module.family
         if shown.detections:
-            prompt = family.label(prompt, shown.detections)
+            prompt = family.label(prompt, shown.detections, images=images)
         turns: list[Turn] = []
         so_far = np.concatenate([prompt.token_ids, answer.token_ids])
         for question, reply in shown.questions:

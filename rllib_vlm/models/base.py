@@ -67,8 +67,8 @@ class VLMFamily(Protocol):
     def encode(self, messages: Sequence[Message]) -> Prompt:
         """Messages to a prompt that ends where the assistant's answer begins."""
 
-    def label(self, prompt: Prompt, detections: Sequence[Detection]) -> Prompt:
-        """The prompt with `shown` filled in; the detections are of its last images."""
+    def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
+        """The prompt with `shown` filled in; the detections are of its last `images` images."""
 
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""

@@ -2,11 +2,12 @@
 
 A model of one or two million parameters cannot afford the 150,000 embeddings of a released
 tokenizer, nor to spell `move_ahead` in three pieces. This one makes every frequent word one token,
-spells the rest in sub-words and bytes, so that any text comes back unchanged, and never joins
-digits, so that a number always looks the same.
+spells the rest in sub-words and bytes, so that any text comes back unchanged. A small number after
+a blank is one token: "mug left 60 10" then is a chain of words of which each has few likely
+successors in a prompt, so a small model copies it by looking up the word before.
 
 Texts are cut before tokens are made: a chat role with its line break, a word (with the blank
-before it), one digit, a run of punctuation, a line break, a run of blanks.
+before it), up to three digits (likewise), a run of punctuation, a line break, a run of blanks.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ANSWER_TAGS = tuple(
 _PIECES = (
     r"(?:system|user|assistant)\n"
     r"| ?[A-Za-z_]+"
-    r"| ?[0-9]"
+    r"| ?[0-9]{1,3}"
     r"| ?[^\sA-Za-z0-9_]+"
     r"|\n"
     r"|[^\S\n]+"
@@ -65,20 +66,22 @@ CHAT_TEMPLATE = (
 def train_tokenizer(
     texts: Iterable[str],
     *,
-    vocab_size: int = 1024,
+    vocab_size: int = 1280,
     words: Sequence[str] = (),
+    numbers: int = 200,
     tags: Sequence[str] = ANSWER_TAGS,
 ) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer whose vocabulary also holds whole words.
 
     Half of what 256 bytes, the special tokens and the tags leave goes to whole words: first
     `words` (alone and after a blank), then the words of `texts`, the most frequent first. BPE
-    merges fill the rest. The same texts in any order give the same tokenizer.
+    merges fill the rest, larger numbers are spelt digit by digit. The same texts in any order give the same tokenizer.
 
     Args:
         texts: what the model will read and write.
         vocab_size: size of the whole vocabulary; it is smaller where `texts` has no more to merge.
         words: must be one token each, whatever their frequency (the names of actions).
+        numbers: the whole numbers below this are one token each after a blank.
         tags: answer tags that become one token each.
 
     Raises:
@@ -93,15 +96,18 @@ def train_tokenizer(
     texts = sorted(texts)
     counts = _count_pieces(texts, splitter, tags)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # A digit is one token with and without a blank before it, or numbers would differ in length.
+    # A digit is one token with and without a blank before it, for larger numbers.
     wanted = [p for word in [*"0123456789", *words] for p in _pieces(splitter, (word, " " + word))]
+    wanted += _pieces(splitter, [f" {n}" for n in range(10, numbers)])
     fixed = list(dict.fromkeys([*SPECIAL_TOKENS, *tags, *alphabet, *wanted]))
     if len(fixed) > vocab_size:
         raise ModelError(
             f"a vocabulary of {vocab_size} cannot hold the {len(fixed)} tokens that bytes, special tokens,"
             f" tags and {len(words)} given words need; set vocab_size to {len(fixed) + 256} or more"
         )
-    frequent = sorted((p for p, n in counts.items() if len(p) > 2), key=lambda p: (-counts[p], p))
+    frequent = sorted(
+        (p for p in counts if len(p) > 2 and not p[-1].isdigit()), key=lambda p: (-counts[p], p)
+    )
     known = set(fixed)
     whole = [p for p in frequent if p not in known][: (vocab_size - len(fixed)) // 2]
     merges = _merges(counts, alphabet, vocab_size - len(fixed) - len(whole))

@@ -21,7 +21,7 @@ MODEL = {
     "num_layers": 1,
     "vision_hidden": 32,
     "vision_depth": 1,
-    "vocab_size": 512,
+    "vocab_size": 768,
     "tokenizer_words": ["left", "right", "up", "down"],
 }
 

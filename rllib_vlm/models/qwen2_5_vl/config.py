@@ -67,7 +67,7 @@ class ModelConfig:
     mrope_section: tuple[int, ...] | None = (
         None  # rotary frequencies of time, height, width; 1:1.5:1.5 where None
     )
-    vocab_size: int = 1024
+    vocab_size: int = 1280
     tokenizer_words: tuple[str, ...] = ()  # one token each, whatever the texts
     tokenizer_texts: tuple[str, ...] | None = None  # the packaged corpus where None
     corpus: str = "household"

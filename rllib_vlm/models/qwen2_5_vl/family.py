@@ -111,14 +111,14 @@ class Qwen25VL:
         ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
         return Prompt(token_ids=ids, images=images, text=text)
 
-    def label(self, prompt: Prompt, detections: Sequence[Detection]) -> Prompt:
-        """The prompt with `shown` filled in; the detections are of its last images."""
+    def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
+        """The prompt with `shown` filled in; the detections are of its last `images` images."""
         shown = np.full((2, len(prompt.token_ids)), -1, np.int64)
         if detections:
             where = np.flatnonzero(prompt.token_ids == self.image_token_id)
             grids = [tuple(size // self.images.unit for size in image.shape[:2]) for image in prompt.images]
             starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
-            first = len(grids) - 1 - max(d.image for d in detections)
+            first = len(grids) - images
             for found in reversed(detections):
                 rows, columns = grids[first + found.image]
                 row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)

@@ -28,7 +28,7 @@ def picture(colour: str, *, row: int, column: int) -> tuple[np.ndarray, Detectio
 
 def prompt_of(family: Qwen25VL, images: list[np.ndarray], found: list[Detection]) -> Prompt:
     message = Message(role="user", text="<image>" * len(images) + "look", images=tuple(images))
-    return family.label(family.encode([message]), found)
+    return family.label(family.encode([message]), found, images=1)
 
 
 def test_labels_stand_at_the_token_that_shows_the_thing() -> None:
@@ -44,6 +44,17 @@ def test_labels_stand_at_the_token_that_shows_the_thing() -> None:
     assert np.flatnonzero(prompt.shown[0] >= 0).tolist() == [tokens[6 + 5]]
     words = family.encode_answer(" blue ball")[:-1]
     assert prompt.shown[:, tokens[11]].tolist() == [words[0], words[-1]]
+
+
+def test_an_image_in_which_nothing_is_found_keeps_its_place() -> None:
+    family = Qwen25VL.build({**MODEL, "vocab_size": 1024})
+    image, where = picture("red", row=0, column=1)
+    empty = np.full_like(image, 127)
+    message = Message(role="user", text="<image><image>", images=(image, empty))
+    prompt = family.label(family.encode([message]), [where], images=2)
+    tokens = np.flatnonzero(prompt.token_ids == family.image_token_id)
+    assert prompt.shown is not None
+    assert np.flatnonzero(prompt.shown[0] >= 0).tolist() == [tokens[1]]
 
 
 def rows_of(family: Qwen25VL, rng: np.random.Generator, count: int) -> list:

@@ -43,14 +43,14 @@ def test_tags_stay_in_the_text_and_special_tokens_do_not() -> None:
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>x</think><answer>done</answer>"
 
 
-def test_a_number_is_its_digits_wherever_it_stands() -> None:
-    plain = TOKENIZER.tokenize("12.50")
-    assert plain == ["1", "2", ".", "5", "0"]
-    assert TOKENIZER.tokenize("a 12.50 m")[1:6] == ["Ġ1", "2", ".", "5", "0"]
-    assert TOKENIZER.tokenize("x-12.50")[-4:] == plain[1:]
-    bare = train_tokenizer(["no digit here"], vocab_size=400)
+def test_small_numbers_are_one_token_and_others_their_digits() -> None:
+    assert TOKENIZER.tokenize("left 60 7 199") == ["left", "Ġ60", "Ġ7", "Ġ199"]
+    assert TOKENIZER.tokenize("a 12.50 m")[1:4] == ["Ġ12", ".", "5"]
+    bare = train_tokenizer(["no digit here"], vocab_size=600)
     for tokenizer in (TOKENIZER, bare):
-        assert {len(tokenizer.encode(f" {i:03}")) for i in range(1000)} == {3}
+        assert {len(tokenizer.encode(f" {i}")) for i in range(200)} == {1}
+        assert {len(tokenizer.encode(f" {i}")) for i in range(200, 1000)} <= {3, 4}
+        assert tokenizer.decode(tokenizer.encode("x-12.50 of 2048")) == "x-12.50 of 2048"
 
 
 def test_training_is_deterministic_and_ignores_order() -> None:
@@ -59,7 +59,7 @@ def test_training_is_deterministic_and_ignores_order() -> None:
     assert again.encode("fetch the unknowable mug") == TOKENIZER.encode("fetch the unknowable mug")
 
 
-@pytest.mark.parametrize("size", [400, 512, 1024])
+@pytest.mark.parametrize("size", [600, 700, 1024])
 def test_vocabulary_stays_within_its_size(size: int) -> None:
     tokenizer = train_tokenizer(load_corpus(), vocab_size=size, words=ACTIONS.names)
     assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1 < size
