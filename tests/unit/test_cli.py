@@ -119,12 +119,13 @@ def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_resume_of_what_is_no_run_is_refused_before_ray_starts(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(tmp_path)
-    assert run("train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--resume", folder) == 2
-    assert "holds no run to resume" in capsys.readouterr().err
     import ray
 
-    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    before = ray.is_initialized()  # other tests may have a cluster up
+    assert run("train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--resume", folder) == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+    assert ray.is_initialized() == before and not list(tmp_path.iterdir())
 
 
 def test_demos_checks_everything_before_it_makes_the_folder(
