@@ -1,4 +1,4 @@
-"""Reinforcement learning really learns: a barely warmed-up model on six small lakes, in half a minute."""
+"""Reinforcement learning really learns: a barely warmed-up model on six small lakes, in about a minute."""
 
 from __future__ import annotations
 
