@@ -85,8 +85,8 @@ class Prompt:
     images: tuple[Image, ...] = ()  # already at the model's final size
     text: str = ""  # readable form, for galleries and logs only; never tokenised again
     dropped_turns: int = 0  # turns the history policy or the token limit cut away
-    # [2, P] first and last token of the words for what each image token shows, -1 where nothing is said.
-    # Part of demonstrations alone.
+    # [6, P] what is said about each image token, -1 where nothing is: first and last token of the name of what it
+    # shows; the first three tokens of where that is; 1 where the instruction names it, else 0. In demonstrations alone.
     shown: NDArray[np.int64] | None = None
 
 
@@ -124,6 +124,8 @@ class Detection:
     x: float  # of its centre, 0 (left) to 1
     y: float  # 0 (top) to 1
     words: str  # "red mug": attribute first, kind last
+    place: str = ""  # where it is, as an answer would say it: "left 12 8"
+    named: bool = False  # whether the instruction speaks of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

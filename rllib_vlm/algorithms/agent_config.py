@@ -59,10 +59,12 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_mixing = "turn"
         self.warm_start_demonstrations: str | None = None
         self.warm_start_buffer_episodes = 0
+        self.warm_start_replay_ratio = 1.0
         self.warm_start_only_successes = False
         self.warm_start_time_budget_s: float | None = None
         self.warm_start_precision = "float32"
         self.warm_start_grounding_coeff = 0.5
+        self.warm_start_grounding_updates = 0
 
     def prompting(
         self,
@@ -176,10 +178,12 @@ class AgentConfig(AlgorithmConfig):
         mixing: Any = NotProvided,
         demonstrations: Any = NotProvided,
         buffer_episodes: Any = NotProvided,
+        replay_ratio: Any = NotProvided,
         only_successes: Any = NotProvided,
         time_budget_s: Any = NotProvided,
         precision: Any = NotProvided,
         grounding_coeff: Any = NotProvided,
+        grounding_updates: Any = NotProvided,
     ) -> Self:
         """Imitation before reinforcement learning.
 
@@ -195,13 +199,17 @@ class AgentConfig(AlgorithmConfig):
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
             mixing: who acts is drawn each "turn" or once an "episode".
             demonstrations: path of recorded ones; nothing collects live ones from the simulator's expert.
-            buffer_episodes: older live demonstrations to keep and read again, drawn at random; each
-                iteration then reads as many old as new ones.
+            buffer_episodes: older live demonstrations to keep and read again, drawn at random.
+            replay_ratio: older ones that each iteration reads beside every new one, where a buffer is kept.
             only_successes: leave out demonstrations of episodes that failed.
             time_budget_s: seconds after which the warm start ends, whatever `updates` says.
             precision: "bfloat16" runs the model's matrix products in it (faster where the processor knows it);
                 weights and losses stay "float32". Reinforcement learning always computes as the sampler did.
-            grounding_coeff: weight of naming what image tokens show, where the expert tells (`detections`).
+            grounding_coeff: weight of telling what image tokens show, where that is, and whether the instruction
+                names it; where the expert tells (`detections`).
+            grounding_updates: iterations, the first of `updates`, that teach what image tokens show and no more: the
+                vision tower learns several times more pictures a second while the language model rests. The
+                expert plays.
 
         Returns:
             This updated AlgorithmConfig object.

@@ -120,7 +120,7 @@ class VLMAlgorithm(Algorithm):
             final_fraction=config.warm_start_lr_final_fraction,
         )
         plan = UpdatePlan(
-            losses=config.imitation_settings(),
+            losses=config.imitation_settings(state.warm_start_updates),
             lr=lr,
             num_epochs=config.warm_start_epochs,
             minibatch_size=config.warm_start_minibatch_size,
@@ -175,17 +175,18 @@ class VLMAlgorithm(Algorithm):
         return tasks
 
     def _demonstrations(self) -> list[SingleAgentEpisode]:
-        """New ones, from the expert or from disk, and as many older ones where a buffer is kept."""
+        """New ones, from the expert or from disk, and older ones where a buffer is kept."""
         config = self.config
         count = config.warm_start_episodes_per_update
         if config.warm_start_demonstrations is not None:
             return self._recorded(config.warm_start_demonstrations, count)
+        imitates = self.run_state.warm_start_updates >= config.warm_start_grounding_updates
         new = self._play(
             self.env_runner_group,
             "play_demonstrations",
             self._draw_tasks(count),
             self._log_runner_metrics,
-            policy_share=config.warm_start_policy_share,
+            policy_share=config.warm_start_policy_share if imitates else 0.0,
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
             level=self.run_state.level,
@@ -198,7 +199,7 @@ class VLMAlgorithm(Algorithm):
         old: list[SingleAgentEpisode] = []
         if config.warm_start_buffer_episodes:
             rng = np.random.default_rng([config.seed or 0, self.run_state.warm_start_updates])
-            chosen = rng.permutation(len(self._buffer))[: len(new)]
+            chosen = rng.permutation(len(self._buffer))[: round(config.warm_start_replay_ratio * len(new))]
             old = [self._buffer[i] for i in chosen]
             self._buffer = (self._buffer + new)[-config.warm_start_buffer_episodes :]
         return [*new, *old]

@@ -251,9 +251,13 @@ class VLMAlgorithmConfig(AgentConfig):
             coefficients = {"value": self.value_loss_coeff}
         return self._loss_settings(coefficients)
 
-    def imitation_settings(self) -> LossSettings:
-        """Of an update of imitation."""
-        return self._loss_settings({"imitation": 1.0, "grounding": self.warm_start_grounding_coeff})
+    def imitation_settings(self, update: int) -> LossSettings:
+        """Of an update of imitation; they count from 0."""
+        imitates = float(update >= self.warm_start_grounding_updates)
+        grounding = self.warm_start_grounding_coeff
+        return self._loss_settings(
+            {"imitation": imitates, "grounding": grounding, "referring": grounding * imitates}
+        )
 
     def _loss_settings(self, coefficients: Mapping[str, float]) -> LossSettings:
         return LossSettings(

@@ -59,7 +59,7 @@ def _trim(piece: Batch) -> Batch:
     segments = int(piece["segment_ids"].max(initial=0))
     positions = piece["segment_ids"].shape
     out = {
-        name: array[:, :length] if array.shape == positions else array
+        name: array[:, :length] if array.shape[:2] == positions else array
         for name, array in piece.items()
         if name not in {"images", "image_sizes", "image_counts"}
     }
@@ -73,10 +73,10 @@ def _blank(batch: Mapping[str, NDArray[Any]]) -> Batch:
     """One position of padding, without images: a forward pass at the lowest price."""
     positions = batch["segment_ids"].shape
     blank = {name: np.zeros((1, *a.shape[1:]), a.dtype) for name, a in batch.items() if name != "images"}
-    blank = {name: a[:, :1] if batch[name].shape == positions else a for name, a in blank.items()}
+    blank = {name: a[:, :1] if batch[name].shape[:2] == positions else a for name, a in blank.items()}
     blank["image_sizes"] = blank["image_sizes"][:, :0]
     blank["image_counts"] = blank["image_counts"][:, :1]
     blank["images"] = np.zeros((1, 0, *batch["images"].shape[2:]), np.uint8)
-    for name in ("row_ids", "turn_ids", "policy_versions", "first_words", "last_words"):
+    for name in ("row_ids", "turn_ids", "policy_versions", "image_labels"):
         blank[name][:] = -1
     return blank

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.batching.rows import Row
+from rllib_vlm.batching.rows import NUM_LABELS, Row
 from rllib_vlm.errors import RLlibVLMError
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ TOKEN_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "turn_ids": (np.int64, -1),
     "turn_ends": (np.bool_, 0),
     "grounding_mask": (np.bool_, 0),
-    "first_words": (np.int64, -1),
-    "last_words": (np.int64, -1),
+    "referring_mask": (np.bool_, 0),
+    "image_labels": (np.int64, -1),
 }
+_WIDE = {"image_labels": (NUM_LABELS,)}  # columns with several values a token
 
 
 def pack(
@@ -170,7 +171,7 @@ def _lay_out(
     longest = max((sum(len(rows[i]) for i in b) for b in bins), default=0)
     shape = (len(bins), -(-longest // pad_to_multiple) * pad_to_multiple)
     batch: Batch = {
-        name: np.full(shape, pad_token_id if name == "token_ids" else default, dtype)
+        name: np.full((*shape, *_WIDE.get(name, ())), pad_token_id if name == "token_ids" else default, dtype)
         for name, (dtype, default) in TOKEN_COLUMNS.items()
     }
     batch["segment_ids"] = np.zeros(shape, np.int64)

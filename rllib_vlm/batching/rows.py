@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NUM_LABELS = 6  # rows of `Prompt.shown`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One sequence with everything the losses need, off the batch."""
@@ -50,8 +53,8 @@ class Row:
     turn_ids: NDArray[np.int64]  # [L] turn of the trajectory that sampled the token; -1 was not sampled
     turn_ends: NDArray[np.bool_]  # [L] last token of each completion
     grounding_mask: NDArray[np.bool_]  # [L] image tokens of which a demonstration says what they show
-    first_words: NDArray[np.int64]  # [L] first token of those words; -1 elsewhere
-    last_words: NDArray[np.int64]  # [L] last token of them; -1 elsewhere
+    referring_mask: NDArray[np.bool_]  # [L] those of which it says whether the instruction names that
+    image_labels: NDArray[np.int64]  # [L, 6] as in `Prompt.shown`; -1 elsewhere
     images: tuple[Image, ...]  # in the order of their placeholders
 
     def __len__(self) -> int:
@@ -194,9 +197,9 @@ def _row(trajectory: Trajectory, span: Sequence[int], mask_truncated: bool) -> R
         turn_ends[end - 1] = True
         if trajectory.values:
             old_values[start:end] = trajectory.values[k]
-    shown = np.full((2, n), -1, np.int64)
+    labels = np.full((n, NUM_LABELS), -1, np.int64)
     if final.prompt.shown is not None:
-        shown[:, : final.prompt.shown.shape[1]] = final.prompt.shown
+        labels[: final.prompt.shown.shape[1]] = final.prompt.shown.T
     return Row(
         token_ids=token_ids,
         loss_mask=loss_mask,
@@ -208,9 +211,9 @@ def _row(trajectory: Trajectory, span: Sequence[int], mask_truncated: bool) -> R
         policy_versions=versions,
         turn_ids=turn_ids,
         turn_ends=turn_ends,
-        grounding_mask=shown[0] >= 0,
-        first_words=shown[0],
-        last_words=shown[1],
+        grounding_mask=labels[:, 0] >= 0,
+        referring_mask=labels[:, -1] >= 0,
+        image_labels=labels,
         images=final.prompt.images,
     )
 

@@ -29,7 +29,8 @@ class VLMColumns(Columns):
     LOGPROBS = "logprobs"  # [B, L] nats
     ENTROPY = "entropy"  # [B, L] nats
     VALUES = "values"  # [B, L]
-    GROUNDING = "grounding"  # [B, L] nats: log-probability of the words for what image tokens show
+    GROUNDING = "grounding"  # [B, L] nats: log-probability of what image tokens show, and where
+    REFERRING = "referring"  # [B, L] nats: log-probability of whether the instruction names that
 
 
 # Keys of `SingleAgentEpisode.custom_data`.

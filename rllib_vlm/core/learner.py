@@ -97,7 +97,12 @@ class VLMTorchLearner(TorchLearner):
         if plan.losses.active.get("kl") and self._reference is None:
             self._reference = _frozen_copy(self._vlm_module)
         self._set_learning_rates(plan)
-        return super().update(*args, **kwargs)
+        try:
+            return super().update(*args, **kwargs)
+        except BaseException:
+            if self.distributed:  # the others wait for this learner's gradients: let them fail at once too
+                dist.destroy_process_group()
+            raise
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
@@ -133,7 +138,8 @@ class VLMTorchLearner(TorchLearner):
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=self.config, batch=tensors, fwd_out=out
             )
-            loss.backward()
+            if loss.requires_grad:  # a piece may hold nothing that any active term reads
+                loss.backward()
             total_loss += float(loss.detach())
             self._step_metrics.count_tokens(tensors)
         self._exchange_gradients(optimizer)
@@ -153,6 +159,7 @@ class VLMTorchLearner(TorchLearner):
             sampling=SamplingParams() if imitates else None,
             precision=plan.precision,
             with_grounding="grounding" in active,
+            with_logprobs=active.keys() != {"grounding"},
         )
         if "kl" in active:
             with torch.no_grad():
@@ -181,7 +188,7 @@ class VLMTorchLearner(TorchLearner):
     def _normalizers(self, columns: Batch, losses: LossSettings) -> dict[str, float]:
         """What each mask's sums are divided by, over all learners."""
         segments = torch.from_numpy(columns["segment_ids"])
-        names = ("loss_mask", "value_mask", "grounding_mask")
+        names = ("loss_mask", "value_mask", "grounding_mask", "referring_mask")
         parts = torch.stack(
             [
                 normalizer(

@@ -48,7 +48,7 @@ class LossTerm:
     """A term, and which mask says where it counts."""
 
     column: Callable[[Columns, Columns, LossSettings], tuple[Tensor, Metrics]]
-    mask: Literal["loss_mask", "value_mask", "grounding_mask"] = "loss_mask"
+    mask: Literal["loss_mask", "value_mask", "grounding_mask", "referring_mask"] = "loss_mask"
 
 
 def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
@@ -93,6 +93,10 @@ def _grounding(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, M
     return -out[VLMColumns.GROUNDING], {}
 
 
+def _referring(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
+    return -out[VLMColumns.REFERRING], {}
+
+
 LOSS_TERMS: dict[str, LossTerm] = {
     "policy": LossTerm(_policy),
     "value": LossTerm(_value, mask="value_mask"),
@@ -100,4 +104,5 @@ LOSS_TERMS: dict[str, LossTerm] = {
     "kl": LossTerm(_kl),
     "imitation": LossTerm(_imitation),
     "grounding": LossTerm(_grounding, mask="grounding_mask"),
+    "referring": LossTerm(_referring, mask="referring_mask"),
 }

@@ -42,6 +42,8 @@ MODULE_KEYS = frozenset(
         "logprob_chunk",
     }
 )
+# An image token in about ninety shows what the instruction names; so weighted, both count.
+_NAMED_WEIGHT, _OTHER_WEIGHT = 20.0, 0.5
 _VALUE_HEAD_FILE = "value_head.safetensors"
 
 
@@ -148,6 +150,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         sampling: SamplingParams | None = None,
         precision: str = "float32",
         with_grounding: bool = False,
+        with_logprobs: bool = True,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Log-probs, and where asked entropy and values, of the sampled tokens of a packed batch.
@@ -158,20 +161,23 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             with_values: also values [B, L]; by default if there is a value head.
             sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
             precision: "bfloat16" runs the model's matrix products in it; log-probs stay float32.
-            with_grounding: also `GROUNDING` [B, L], the mean log-probability of the two words of what image tokens
-                show, where a demonstration says so.
+            with_grounding: also `GROUNDING` and `REFERRING` [B, L], where a demonstration says what image tokens show.
+            with_logprobs: False leaves the language model out, and with it all but the names in `GROUNDING`.
 
         Returns:
             `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
         """
         mask = batch["turn_ids"] >= 0
-        with torch.autocast(
-            batch["token_ids"].device.type,
-            torch.bfloat16,
-            enabled=precision == "bfloat16",
-            cache_enabled=False,
-        ):
-            embedded, hidden = self.family.embedded_and_hidden(_rows(batch))
+        device = batch["token_ids"].device.type
+        fast = precision == "bfloat16"
+        with torch.autocast(device, torch.bfloat16, enabled=fast, cache_enabled=False):
+            if not with_logprobs:
+                embedded = self.family.embedded(_rows(batch))
+            else:
+                depths = self.family.depths(_rows(batch))
+        if not with_logprobs:
+            return {VLMColumns.GROUNDING: self._names(embedded, batch)}
+        hidden = depths.last
         states = gather_predicting(hidden, mask)
         scores = score_tokens(
             states,
@@ -186,7 +192,10 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if scores.entropy is not None:
             out[VLMColumns.ENTROPY] = scatter_to_tokens(scores.entropy, mask)
         if with_grounding:
-            out[VLMColumns.GROUNDING] = self._grounding(embedded, batch)
+            out[VLMColumns.GROUNDING] = self._names(depths.embedded, batch) + self._places(
+                depths.middle, batch
+            )
+            out[VLMColumns.REFERRING] = self._referring(depths.middle, batch)
         if self.has_value_head if with_values is None else with_values:
             out[VLMColumns.VALUES] = self._values(states, mask, batch)
         return out
@@ -200,11 +209,41 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def _hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self.family.hidden(_rows(batch))
 
-    def _grounding(self, embedded: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    # What image tokens show is taught where it is needed: names at the output of the vision tower, so that
+    # attention can compare them with words; where a thing is, and whether the instruction names it, in the
+    # middle of the language model, so that the layers above can read them off. Without these, telling apart
+    # what is named from what is not is learnt from answers alone many times later (docs/results.md).
+
+    def _names(self, embedded: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["grounding_mask"]
-        scores = self.family.word_logits(embedded[mask]).log_softmax(-1)
-        words = torch.stack([batch["first_words"][mask], batch["last_words"][mask]], -1)
-        return scatter_to_tokens(scores.gather(-1, words).mean(-1), mask)
+        return scatter_to_tokens(self._chosen(embedded[mask], batch["image_labels"][mask][:, :2]), mask)
+
+    def _places(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        mask = batch["grounding_mask"]
+        return scatter_to_tokens(self._chosen(middle[mask], batch["image_labels"][mask][:, 2:5]), mask)
+
+    def _chosen(self, features: Tensor, words: Tensor) -> Tensor:
+        """[N] mean log-probability of `words` [N, K] given features [N, D]; -1 is no word.
+
+        Chosen among the words of the batch, as CLIP does (Radford et al. 2021): against the whole vocabulary,
+        all words that name nothing would be pushed the same way, and grow alike.
+        """
+        given = words >= 0
+        if not given.any():
+            return features.new_zeros(len(features), dtype=torch.float32)
+        candidates, chosen = words.unique(return_inverse=True)
+        scores = self.family.word_logits(features, candidates.clamp(min=0))
+        scores = scores.masked_fill(candidates < 0, -torch.inf).log_softmax(-1).gather(-1, chosen)
+        return torch.where(given, scores, 0.0).sum(-1) / given.sum(-1).clamp(min=1)
+
+    def _referring(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Balanced: most image tokens show something else."""
+        mask = batch["referring_mask"]
+        named = batch["image_labels"][mask][:, -1]
+        words = torch.tensor(self.family.referring_words, device=middle.device)
+        scores = self.family.word_logits(middle[mask], words).log_softmax(-1)
+        right = scores.gather(-1, named[:, None])[:, 0]
+        return scatter_to_tokens(torch.where(named > 0, _NAMED_WEIGHT, _OTHER_WEIGHT) * right, mask)
 
     def _values(self, states: Tensor, mask: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Of states [N, D] that predict the tokens under `mask`."""

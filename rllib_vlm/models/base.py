@@ -37,6 +37,15 @@ class TokenRows:
     image_sizes: Tensor  # int64 [B, I, 2] (height, width) of each image's valid corner; 0, 0 is no image
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depths:
+    """Features of a batch of rows on their way through a model, [B, L, D] each; padding positions hold anything."""
+
+    embedded: Tensor  # what the language model reads: at image tokens the vision tower's features
+    middle: Tensor  # after half of its layers, without any norm
+    last: Tensor  # last hidden states
+
+
 class VLMFamily(Protocol):
     """One family. `model` is the trainable torch module; everything else is derived from it."""
 
@@ -45,6 +54,9 @@ class VLMFamily(Protocol):
     vocab_size: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
+    referring_words: tuple[
+        int, int
+    ]  # tokens that say of an image token: not what the instruction names; it is
     banned_token_ids: tuple[int, ...]  # never sampled: image placeholders and other special ids
 
     @classmethod
@@ -82,11 +94,14 @@ class VLMFamily(Protocol):
     def hidden(self, rows: TokenRows) -> Tensor:
         """[B, L, D] last hidden states; padding positions hold anything."""
 
-    def embedded_and_hidden(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """What the language model reads (at image tokens the vision tower's features), and `hidden`; [B, L, D] each."""
+    def embedded(self, rows: TokenRows) -> Tensor:
+        """[B, L, D] what the language model reads: at image tokens the vision tower's features."""
 
-    def word_logits(self, features: Tensor) -> Tensor:
-        """[..., V] how well each word describes image features [..., D], float32."""
+    def depths(self, rows: TokenRows) -> Depths:
+        """`embedded` and `hidden` at once, and what lies between."""
+
+    def word_logits(self, features: Tensor, words: Tensor) -> Tensor:
+        """[..., K] how well each of `words` [K], token ids, describes features [..., D] of image tokens, float32."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

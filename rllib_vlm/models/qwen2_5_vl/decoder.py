@@ -44,14 +44,17 @@ def angles(language: Any, positions: Tensor, like: Tensor) -> tuple[Tensor, Tens
 
 def run_layers(
     language: Any, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, checkpoint: bool = False
-) -> Tensor:
-    """[B, L, D] last hidden states of embeddings `x` [B, L, D], the final norm included."""
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states of embeddings `x` [B, L, D], the final norm included, and those after half of the layers."""
+    middle = x
     for i, layer in enumerate(language.layers):
+        if i == len(language.layers) // 2:
+            middle = x
         if checkpoint and torch.is_grad_enabled():
             x = torch.utils.checkpoint.checkpoint(_layer, layer, i, x, cos, sin, attend, use_reentrant=False)
         else:
             x = _layer(layer, i, x, cos, sin, attend)
-    return rms_norm(language.norm, x)
+    return rms_norm(language.norm, x), middle
 
 
 def _layer(layer: nn.Module, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:

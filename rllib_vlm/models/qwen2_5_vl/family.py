@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
-from rllib_vlm.models.base import TokenRows
+from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import (
@@ -66,6 +66,8 @@ class Qwen25VL:
         self.banned_token_ids = tuple(sorted(int(i) for i in special if int(i) != int(stop)))
         vision = (self.model.config.vision_start_token_id, self.image_token_id)
         self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
+        other, named = (self._chat.tokenize(word)[0] for word in (" not", " seen"))
+        self.referring_words = (int(other), int(named))
         self._bans = torch.zeros(self.vocab_size)
         self._bans[list(self.banned_token_ids)] = -torch.inf
 
@@ -113,18 +115,19 @@ class Qwen25VL:
 
     def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
         """The prompt with `shown` filled in; the detections are of its last `images` images."""
-        shown = np.full((2, len(prompt.token_ids)), -1, np.int64)
-        if detections:
-            where = np.flatnonzero(prompt.token_ids == self.image_token_id)
-            grids = [tuple(size // self.images.unit for size in image.shape[:2]) for image in prompt.images]
-            starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
-            first = len(grids) - images
-            for found in reversed(detections):
-                rows, columns = grids[first + found.image]
-                row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
-                at = where[starts[first + found.image] + row * columns + column]
-                words = self._chat.tokenize(f" {found.words}")
-                shown[:, at] = words[0], words[-1]
+        shown = np.full((6, len(prompt.token_ids)), -1, np.int64)
+        where = np.flatnonzero(prompt.token_ids == self.image_token_id)
+        grids = [tuple(size // self.images.unit for size in image.shape[:2]) for image in prompt.images]
+        starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
+        first = len(grids) - images
+        shown[-1, where[starts[first] :]] = 0
+        for found in reversed(detections):
+            rows, columns = grids[first + found.image]
+            row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
+            at = where[starts[first + found.image] + row * columns + column]
+            words = self._chat.tokenize(f" {found.words}")
+            place = list(self._chat.tokenize(f" {found.place}")[:3]) if found.place else []
+            shown[:, at] = [words[0], words[-1], *place, *[-1] * (3 - len(place)), found.named]
         return replace(prompt, shown=shown)
 
     def encode_answer(self, text: str) -> NDArray[np.int64]:
@@ -152,18 +155,28 @@ class Qwen25VL:
         Raises:
             ModelError: the image tokens of a row are not those of its images.
         """
-        return self.embedded_and_hidden(rows)[1]
+        return self.depths(rows).last
 
-    def word_logits(self, features: Tensor) -> Tensor:
-        """[..., V] how well each word describes image features [..., D], float32.
+    def word_logits(self, features: Tensor, words: Tensor) -> Tensor:
+        """[..., K] how well each of `words` [K] describes features [..., D] of image tokens, float32.
 
         The features are compared with the words' embeddings, so what an image token shows becomes
         readable to attention the way a word is.
         """
-        return self.logits(torch.nn.functional.rms_norm(features.float(), features.shape[-1:]))
+        normed = torch.nn.functional.rms_norm(features.float(), features.shape[-1:])
+        return torch.nn.functional.linear(normed, self.model.lm_head.weight[words].float())
 
-    def embedded_and_hidden(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """What the language model reads, and what it makes of it, [B, L, D] each.
+    def embedded(self, rows: TokenRows) -> Tensor:
+        """[B, L, D] what the language model reads: at image tokens the vision tower's features.
+
+        Raises:
+            ModelError: the image tokens of a row are not those of its images.
+        """
+        groups, grids, owners = self._group_rows(rows)
+        return self._embed(rows.token_ids, rows.segment_ids, groups, grids, owners)[0]
+
+    def depths(self, rows: TokenRows) -> Depths:
+        """`embedded` and `hidden` at once, and what lies between.
 
         Raises:
             ModelError: the image tokens of a row are not those of its images.
@@ -172,13 +185,15 @@ class Qwen25VL:
         x, positions = self._embed(rows.token_ids, rows.segment_ids, groups, grids, owners)
         language = self.model.model.language_model
         if self.config.plain_forward:
-            hidden = language(
+            out = language(
                 inputs_embeds=x,
                 attention_mask={"full_attention": segment_mask(rows.segment_ids, x.dtype)},
                 position_ids=positions,
                 use_cache=False,
-            ).last_hidden_state
-            return x, hidden
+                output_hidden_states=True,
+            )
+            middle = out.hidden_states[len(language.layers) // 2]
+            return Depths(embedded=x, middle=middle, last=out.last_hidden_state)
         checkpoint = self.config.gradient_checkpointing
         if is_full(rows.segment_ids):
             cos, sin = angles(language, positions, x)
@@ -186,13 +201,18 @@ class Qwen25VL:
             def causal(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return attend(q, k, v, None)
 
-            return x, run_layers(language, x, cos, sin, causal, checkpoint=checkpoint).to(x.dtype)
+            last, middle = run_layers(language, x, cos, sin, causal, checkpoint=checkpoint)
+            return Depths(embedded=x, middle=middle, last=last.to(x.dtype))
         segments = Segments(rows.segment_ids)
         line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
         cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
-        hidden = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
-        full = x.new_zeros(x.shape).flatten(0, 1).index_copy(0, segments.tokens, hidden[0].to(x.dtype))
-        return x, full.view_as(x)
+
+        def in_place(packed: Tensor) -> Tensor:
+            full = x.new_zeros(x.shape).flatten(0, 1)
+            return full.index_copy(0, segments.tokens, packed[0].to(x.dtype)).view_as(x)
+
+        last, middle = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
+        return Depths(embedded=x, middle=in_place(middle), last=in_place(last))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""

@@ -144,7 +144,7 @@ def _run_prompts(language: Any, prefill: Prefill, cache: Cache) -> Tensor:
         return attend(q, k, v, None)
 
     if not shared:
-        hidden = run_layers(language, x, cos, sin, first)
+        hidden, _ = run_layers(language, x, cos, sin, first)
     else:
         run_layers(language, x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
         cache.used = shared
@@ -155,7 +155,7 @@ def _run_prompts(language: Any, prefill: Prefill, cache: Cache) -> Tensor:
         def rest(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, *cache.append(i, k, v), mask)
 
-        hidden = run_layers(language, x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
+        hidden, _ = run_layers(language, x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
     cache.used = width
     return _last(hidden, prefill.lengths - shared)
 
@@ -171,7 +171,7 @@ def _advance(language: Any, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache,
         out = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
         return out.reshape(b, heads, 1, d)
 
-    hidden = run_layers(language, language.embed_tokens(ids[:, None]), cos, sin, one)
+    hidden, _ = run_layers(language, language.embed_tokens(ids[:, None]), cos, sin, one)
     cache.used += 1
     return hidden[:, 0]
 

@@ -481,9 +481,10 @@ class Household(Simulator):
         return exact_place(seen, self.world.robot)
 
     def shown(self) -> tuple[Detection, ...]:
-        """What the pictures show, where an expert is to tell (`questions`) and there are pictures."""
-        tells = self.settings.questions and self.settings.observation != "text"
-        return detections(self._scene) if tells else ()
+        """What the pictures show, where there are pictures."""
+        if self.settings.observation == "text":
+            return ()
+        return detections(self._scene, self.where, self.task.targets)
 
     def ask(self) -> tuple[tuple[str, str], ...]:
         """The questions that go with an expert's present turn, and their answers."""

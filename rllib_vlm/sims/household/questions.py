@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _FROM_HERE = 0.5  # share of absent things that exist elsewhere in the house
 def locate(
     scene: Scene, where: Callable[[Sighting], str], rng: np.random.Generator, count: int
 ) -> tuple[str, str] | None:
-    """Where some things are: `locate the red mug , the blue cup` and `red mug ahead left near; blue cup not seen`.
+    """Where some things are: `locate the red mug , the blue cup` and `red mug left 12 8; blue cup not seen`.
 
     Up to `count` things in random order, most of them visible, some not; of things that look alike the
     nearest is meant. `where` says in words where a visible thing is. None where there is nothing to ask.
@@ -50,8 +50,13 @@ def _draw(rng: np.random.Generator, names: Mapping[str, object]) -> str:
     return list(names)[int(rng.integers(len(names)))]
 
 
-def detections(scene: Scene) -> tuple[Detection, ...]:
-    """Where in which camera's picture the visible items and furniture pieces are, nearest first."""
+def detections(
+    scene: Scene, where: Callable[[Sighting], str], named: Collection[str]
+) -> tuple[Detection, ...]:
+    """Where in which camera's picture the visible items and furniture pieces are, nearest first.
+
+    `where` says in words where a visible thing is; `named` are the ids of those the instruction asks for.
+    """
     width, height = scene.world.camera_size
     focal = 0.5 / math.tan(math.radians(VERTICAL_FOV_DEG) / 2)  # in picture heights
     things = [s for s in scene.look() if s.kind != "door"]
@@ -64,5 +69,6 @@ def detections(scene: Scene) -> tuple[Detection, ...]:
             x = 0.5 - math.tan(bearing) * focal * height / width
             y = 0.5 - math.tan(elevation) / math.cos(bearing) * focal
             if 0.0 <= x < 1.0 and 0.0 <= y < 1.0:
-                found.append(Detection(image=image, x=x, y=y, words=seen.words))
+                place, wanted = where(seen), seen.id in named
+                found.append(Detection(image=image, x=x, y=y, words=seen.words, place=place, named=wanted))
     return tuple(found)

@@ -12,23 +12,6 @@ MAX_LINES = 12
 NEAR_M = 1.1  # things nearer than this are told with their place relative to the gripper
 
 
-def bearing_words(bearing: float) -> str:
-    """A bearing in coarse words: ahead, ahead left, left, behind left, behind, ..."""
-    size, side = abs(bearing), "left" if bearing > 0 else "right"
-    if size <= 12:
-        return "ahead"
-    if size <= 50:
-        return f"ahead {side}"
-    if size <= 130:
-        return side
-    return "behind" if size > 165 else f"behind {side}"
-
-
-def distance_words(distance: float) -> str:
-    """A distance in coarse words: close, near, far."""
-    return "close" if distance < 1.0 else "near" if distance < 2.0 else "far"
-
-
 def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
     """What the robot feels: `lift 70 arm 20 holding nothing ok` (centimetres).
 
@@ -75,5 +58,12 @@ def exact_place(seen: Sighting, robot: RobotState) -> str:
 
 
 def coarse_place(seen: Sighting) -> str:
-    """Where a thing is, as well as a glance tells: `ahead left near`."""
-    return f"{bearing_words(seen.bearing)} {distance_words(seen.distance)}"
+    """Where a thing is, as well as eyes can tell: `right 90 6`.
+
+    The bearing from the heading to 6 degrees, the robot's small turn; the distance in decimetres, exact to 1
+    up to 1.5 m and to 5 beyond.
+    """
+    angle = 6 * round(seen.bearing / 6)
+    side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
+    step = 1 if seen.distance < 1.5 else 5
+    return f"{side} {abs(angle)} {step * round(10 * seen.distance / step)}"

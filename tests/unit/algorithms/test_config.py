@@ -121,9 +121,12 @@ def test_loss_terms_are_those_with_a_coefficient():
     config = VLMPPOConfig().training(entropy_coeff=0.01, kl_coeff=0.0)
     assert set(config.loss_settings().active) == {"policy", "value", "entropy"}
     assert set(config.loss_settings(critic_only=True).active) == {"value"}
-    assert set(config.imitation_settings().active) == {"imitation", "grounding"}
+    assert set(config.imitation_settings(0).active) == {"imitation", "grounding", "referring"}
+    config.warm_start(grounding_updates=2)
+    assert set(config.imitation_settings(1).active) == {"grounding"}
+    assert set(config.imitation_settings(2).active) == {"imitation", "grounding", "referring"}
     config.warm_start(grounding_coeff=0.0)
-    assert set(config.imitation_settings().active) == {"imitation"}
+    assert set(config.imitation_settings(2).active) == {"imitation"}
     settings = VLMGRPOConfig().loss_settings()
     assert (settings.clip_low, settings.clip_high) == (0.2, 0.28)
     assert VLMPPOConfig().training(clip_low=0.1).loss_settings().clip_high == 0.1

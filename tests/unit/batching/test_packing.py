@@ -29,8 +29,8 @@ def make_row(length, sizes=(), seed=0):
         turn_ids=np.where(sampled, 2, -1),
         turn_ends=sampled,
         grounding_mask=sampled[::-1].copy(),
-        first_words=rng.integers(-1, 50, length),
-        last_words=rng.integers(-1, 50, length),
+        referring_mask=sampled.copy(),
+        image_labels=rng.integers(-1, 50, (length, 6)),
         images=tuple(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from tiny import MODEL
@@ -9,8 +11,8 @@ from tiny import MODEL
 from rllib_vlm.batching.packing import pack, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
 from rllib_vlm.core.columns import VLMColumns
-from rllib_vlm.core.rl_module import VLMRLModule
-from rllib_vlm.models.initialization import FILTER_NORM, cosine_filters
+from rllib_vlm.core.rl_module import VLMRLModule, _rows
+from rllib_vlm.models.initialization import FILTER_NORM, cosine_filters, match_content
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.sims.household.env import Household
 from rllib_vlm.types import Completion, Detection, Message, ParsedAction, Prompt, Trajectory, Turn
@@ -22,7 +24,8 @@ def picture(colour: str, *, row: int, column: int) -> tuple[np.ndarray, Detectio
     """A grey picture of 2 x 3 image tokens with a coloured spot in one of them."""
     image = np.full((56, 84, 3), 127, np.uint8)
     image[28 * row + 8 : 28 * row + 20, 28 * column + 8 : 28 * column + 20] = COLOURS[colour]
-    where = Detection(image=0, x=(column + 0.5) / 3, y=(row + 0.5) / 2, words=f"{colour} ball")
+    where = Detection(image=0, x=(column + 0.5) / 3, y=(row + 0.5) / 2, words=f"{colour} ball",
+                      place="left 24 8", named=True)  # fmt: skip
     return image, where
 
 
@@ -40,10 +43,14 @@ def test_labels_stand_at_the_token_that_shows_the_thing() -> None:
     )  # behind the first, in the same place
     prompt = prompt_of(family, [old, image], [where, hidden])  # of the last picture; the first is a past one
     tokens = np.flatnonzero(prompt.token_ids == family.image_token_id)
-    assert prompt.shown is not None and prompt.shown.shape == (2, len(prompt.token_ids))
+    assert prompt.shown is not None and prompt.shown.shape == (6, len(prompt.token_ids))
     assert np.flatnonzero(prompt.shown[0] >= 0).tolist() == [tokens[6 + 5]]
     words = family.encode_answer(" blue ball")[:-1]
-    assert prompt.shown[:, tokens[11]].tolist() == [words[0], words[-1]]
+    place = family.encode_answer(" left 24 8")[:-1]
+    assert prompt.shown[:, tokens[11]].tolist() == [words[0], words[-1], *place, 1]
+    assert prompt.shown[-1, tokens].tolist() == [-1] * 6 + [0] * 5 + [
+        1
+    ]  # nothing is said of the past picture
 
 
 def test_an_image_in_which_nothing_is_found_keeps_its_place() -> None:
@@ -80,13 +87,14 @@ def rows_of(family: Qwen25VL, rng: np.random.Generator, count: int) -> list:
     return rows
 
 
-def test_the_grounding_loss_teaches_colours() -> None:
+def module_of(**model: object) -> VLMRLModule:
     torch.manual_seed(0)
-    module = VLMRLModule(
-        model_config={"family": "qwen2_5_vl", **MODEL, "vocab_size": 1024},
-        observation_space=None,
-        action_space=None,
-    )
+    config = {"family": "qwen2_5_vl", **MODEL, "vocab_size": 1024, **model}
+    return VLMRLModule(model_config=config, observation_space=None, action_space=None)
+
+
+def test_the_grounding_loss_teaches_colours() -> None:
+    module = module_of()
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     losses = []
@@ -94,14 +102,50 @@ def test_the_grounding_loss_teaches_colours() -> None:
         batch = to_torch(pack(rows_of(module.family, rng, 16), max_tokens=400))
         mask = batch["grounding_mask"]
         assert int(mask.sum()) == 16
-        loss = -module.forward_train(batch, with_grounding=True)[VLMColumns.GROUNDING][mask].mean()
+        out = module.forward_train(batch, with_grounding=True, with_logprobs=False)
+        assert out.keys() == {VLMColumns.GROUNDING}
+        loss = -out[VLMColumns.GROUNDING][mask].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[0] > 4.0
+    layers = module.family.model.model.language_model.layers
+    assert all(p.grad is None for p in layers.parameters())  # the language model rests
+    assert losses[0] > 1.0
     # Two words share the probability: log 2 is the least. Not knowing the colour costs log(3) / 2 more.
     assert losses[-1] < 0.693 + 0.2
+
+
+def test_places_and_what_is_named_are_told_from_the_middle_of_the_language_model() -> None:
+    module = module_of(num_layers=2)
+    rows = rows_of(module.family, np.random.default_rng(0), 6)
+    batch = to_torch(pack(rows, max_tokens=200))  # several packed rows, with padding
+    out = module.forward_train(batch, with_grounding=True)
+    depths = module.family.depths(_rows(batch))
+    named, family = batch["image_labels"][..., -1], module.family
+    assert torch.equal(batch["referring_mask"], batch["token_ids"] == family.image_token_id)
+    assert int((named == 1).sum()) == len(rows) == int(batch["grounding_mask"].sum())
+    scores = family.word_logits(depths.middle, torch.tensor(family.referring_words)).log_softmax(-1)
+    expected = torch.where(named == 1, 20.0 * scores[..., 1], 0.5 * scores[..., 0])
+    where = batch["referring_mask"]
+    torch.testing.assert_close(out[VLMColumns.REFERRING][where], expected[where])
+    assert not out[VLMColumns.REFERRING][~where].any()
+    # "left 24 8" in all of them: three words, each among those three.
+    where = batch["grounding_mask"]
+    words = batch["image_labels"][where][0, 2:5]
+    places = family.word_logits(depths.middle[where], words.sort().values).log_softmax(-1).mean(-1)
+    names = module.forward_train(batch, with_grounding=True, with_logprobs=False)[VLMColumns.GROUNDING]
+    torch.testing.assert_close(out[VLMColumns.GROUNDING][where], names[where] + places)
+
+
+def test_a_place_is_optional() -> None:
+    module = module_of()
+    image, where = picture("red", row=0, column=0)
+    prompt = prompt_of(module.family, [image], [replace(where, place="")])
+    assert prompt.shown is not None and (prompt.shown[2:5] == -1).all() and prompt.shown[0].max() >= 0
+    mask = torch.ones(3, dtype=torch.bool)
+    words = torch.full((3, 3), -1)
+    assert not module._chosen(torch.randn(3, 32)[mask], words).any()  # noqa: SLF001
 
 
 def test_the_household_tells_what_its_pictures_show() -> None:
@@ -110,9 +154,12 @@ def test_the_household_tells_what_its_pictures_show() -> None:
     for seed in range(6):
         env.reset(seed=seed, options={"start": "near"})
         seen = {s.words for s in env.scene.look()}
+        thing = env.task.thing
         for found in env.expert(max_actions=5)().detections:
             assert 0.0 <= found.x < 1.0 and 0.0 <= found.y < 1.0 and found.image in (0, 1)
             assert found.words in seen
+            assert found.named == (found.words == thing)
+            assert found.place.split()[0] in ("ahead", "left", "right")
             told += 1
     assert told > 10
     env.close()
@@ -128,3 +175,14 @@ def test_the_first_layer_is_orthogonal_and_sees_colours_apart() -> None:
     red = torch.zeros(3, 14, 14)
     red[0] = 1.0
     assert (weight @ red.flatten())[:2].abs().min() > 1.0  # brightness, and red against green
+
+
+def test_heads_find_what_is_like_the_token_that_asks() -> None:
+    torch.manual_seed(0)
+    queries, keys = torch.randn(64, 48) / 7, torch.randn(32, 48) / 7  # two query heads share a key head
+    match_content(queries, keys, head_size=32)
+    tokens = torch.nn.functional.rms_norm(torch.randn(20, 48), (48,))
+    slow = torch.cat([torch.arange(8, 16), torch.arange(24, 32)])
+    for head in queries.view(2, 32, 48):
+        scores = (tokens @ head[slow].T) @ (tokens @ keys[slow].T).T
+        assert (scores.argmax(-1) == torch.arange(20)).all()

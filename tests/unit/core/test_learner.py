@@ -214,4 +214,19 @@ def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
 
 
 def test_every_term_has_a_mask_of_the_batch():
-    assert {term.mask for term in LOSS_TERMS.values()} == {"loss_mask", "value_mask", "grounding_mask"}
+    assert {term.mask for term in LOSS_TERMS.values()} == {
+        "loss_mask",
+        "value_mask",
+        "grounding_mask",
+        "referring_mask",
+    }
+
+
+def test_a_step_without_anything_to_learn_from_leaves_the_weights() -> None:
+    """In a distributed update, a learner that fails where its rows name nothing would leave the others waiting."""
+    config, learner, module, episodes = prepare(episodes=2)
+    losses = config.imitation_settings(0)
+    plan = plan_of(config, losses=replace(losses, coefficients={"grounding": 1.0}), expects_credit=False)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    learner.update(episodes=episodes, plan=plan)
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
