@@ -85,6 +85,20 @@ def test_dagger_demonstrations_and_a_vision_policy():
     assert result["learners"]["default_policy"]["imitation_loss"] > 0
 
 
+def test_older_demonstrations_are_read_again():
+    config = tiny_config("sft").warm_start(
+        updates=9, episodes_per_update=4, buffer_episodes=9, replay_ratio=1.5, policy_share=0.5
+    )
+    algorithm = config.build_algo()
+    try:
+        read = [algorithm._demonstrations() for _ in range(4)]
+    finally:
+        algorithm.stop()
+    assert [len(episodes) for episodes in read] == [4, 8, 10, 10]
+    seen = [id(e) for episodes in read[:3] for e in episodes[:4]]
+    assert {id(e) for e in read[3][4:]} <= set(seen[-9:])
+
+
 def test_a_checkpoint_restores_weights_counters_and_tasks(tmp_path):
     config = tiny_config("ppo").warm_start(updates=1, episodes_per_update=4)
     algorithm = config.build_algo()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -9,7 +12,7 @@ from tiny import tiny_config
 
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import to_trajectory
-from rllib_vlm.core.columns import GROUP, INDEX
+from rllib_vlm.core.columns import GROUP, INDEX, VLMColumns
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -72,3 +75,25 @@ def test_two_learners_equal_one(minibatch_size):
     for name, value in after[0].items():
         # AdamW's first steps are lr * sign(g): where g is rounding noise only, they may differ.
         np.testing.assert_allclose(after[2][name], value, atol=2e-4, err_msg=name)
+
+
+def test_a_learner_that_fails_does_not_leave_the_others_waiting():
+    config = tiny_config("ppo", observation="vision")
+    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
+    episodes = runner.sample(num_episodes=8)
+    spaces = runner.get_spaces()
+    runner.stop()
+    for index, episode in enumerate(episodes):
+        episode.custom_data[INDEX] = index
+    prompts = episodes[0].extra_model_outputs[VLMColumns.PROMPT]
+    prompts[0] = replace(prompts[0], images=())  # its tokens still speak of a picture
+    plan = UpdatePlan(losses=config.loss_settings(), lr=1e-2)
+    _, group = group_of(config, spaces, 2)
+    shards = [ray.put(episodes[:4]), ray.put(episodes[4:])]
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            update = pool.submit(group.update, episodes_refs=shards, plan=plan, timesteps={})
+            with pytest.raises(ray.exceptions.RayError, match=r"image|[Cc]onnection|closed"):
+                update.result(timeout=120)
+    finally:
+        group.shutdown()
