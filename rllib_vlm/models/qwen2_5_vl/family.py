@@ -16,7 +16,7 @@ from transformers import Qwen2VLImageProcessorPil
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
 from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
-from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
+from rllib_vlm.models.qwen2_5_vl.config import PACKAGED, Loaded, ModelConfig, load, resolve_checkpoint
 from rllib_vlm.models.qwen2_5_vl.decoder import (
     Segments,
     angles,
@@ -94,9 +94,13 @@ class Qwen25VL:
 
         Raises:
             UnknownNameError: a key or size there is not.
-            ModelError: a value out of its range, or both or neither of `checkpoint` and `size`.
+            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a packaged model
+                there is not. Directories are left to `build`: they may lie on the workers' machines alone.
         """
-        check_lora(ModelConfig.read(config).lora)
+        settings = ModelConfig.read(config)
+        check_lora(settings.lora)
+        if settings.checkpoint is not None and settings.checkpoint.startswith(PACKAGED):
+            resolve_checkpoint(settings.checkpoint)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditi
 from rllib_vlm.errors import ModelError, UnknownNameError
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.models.qwen2_5_vl.config import resolve_checkpoint
-from rllib_vlm.types import SamplingParams
+from rllib_vlm.types import Message, SamplingParams
 from tests.unit.models.conftest import make_prompt
 
 SMALL = {"size": "tiny", "hidden_size": 64, "num_layers": 1, "vision_depth": 1, "vision_hidden": 32}
@@ -88,6 +88,19 @@ def test_a_missing_directory_names_its_neighbour(tmp_path: Path) -> None:
 def test_a_packaged_model_there_is_not_lists_those_there_are() -> None:
     with pytest.raises(ModelError, match=r"no model 'houshold_x'.*Shipped: "):
         Qwen25VL.build({"checkpoint": "package:houshold_x"})
+    with pytest.raises(ModelError, match=r"Did you mean 'household'"):
+        Qwen25VL.check_config({"checkpoint": "package:houshold"})
+
+
+def test_the_packaged_household_model_says_how_it_came_about() -> None:
+    family = Qwen25VL.build({"checkpoint": "package:household"})
+    folder = resolve_checkpoint("package:household")
+    assert sum(file.stat().st_size for file in Path(folder).iterdir()) < 10_000_000
+    card = (Path(folder) / "README.md").read_text(encoding="utf-8")
+    for said in ("tuned_examples/household_pretrain.yaml", "training houses", "Seed", "Hours", "Limits"):
+        assert said in card
+    prompt = family.encode([Message(role="user", text="fetch the red mug")])
+    assert len(prompt.token_ids) < 20  # its own tokenizer: a word of the household is a token
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
