@@ -56,6 +56,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_lr_final_fraction = 0.0
         self.warm_start_warmup_updates = 0
         self.warm_start_policy_share = 0.0
+        self.warm_start_policy_share_updates = 0
         self.warm_start_mixing = "turn"
         self.warm_start_demonstrations: str | None = None
         self.warm_start_buffer_episodes = 0
@@ -65,6 +66,8 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_precision = "float32"
         self.warm_start_grounding_coeff = 0.5
         self.warm_start_grounding_updates = 0
+        self.warm_start_grounding_crops = 0
+        self.warm_start_grounding_minibatch_size: int | None = None
 
     def prompting(
         self,
@@ -175,6 +178,7 @@ class AgentConfig(AlgorithmConfig):
         lr_final_fraction: Any = NotProvided,
         warmup_updates: Any = NotProvided,
         policy_share: Any = NotProvided,
+        policy_share_updates: Any = NotProvided,
         mixing: Any = NotProvided,
         demonstrations: Any = NotProvided,
         buffer_episodes: Any = NotProvided,
@@ -184,6 +188,8 @@ class AgentConfig(AlgorithmConfig):
         precision: Any = NotProvided,
         grounding_coeff: Any = NotProvided,
         grounding_updates: Any = NotProvided,
+        grounding_crops: Any = NotProvided,
+        grounding_minibatch_size: Any = NotProvided,
     ) -> Self:
         """Imitation before reinforcement learning.
 
@@ -193,10 +199,12 @@ class AgentConfig(AlgorithmConfig):
             epochs: times each is read.
             minibatch_size: rows of one optimizer step; nothing reads all in one.
             lr: learning rate; nothing is that of `training`.
-            lr_schedule: "constant", "linear" or "cosine", over `updates`.
+            lr_schedule: "constant", "linear" or "cosine", over `updates`; where `grounding_updates` come first,
+                once over those and once over the rest.
             lr_final_fraction: of `lr`, at the end of the schedule.
             warmup_updates: iterations of linear warm-up.
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
+            policy_share_updates: iterations over which that share grows from 0.
             mixing: who acts is drawn each "turn" or once an "episode".
             demonstrations: path of recorded ones; nothing collects live ones from the simulator's expert.
             buffer_episodes: older live demonstrations to keep and read again, drawn at random.
@@ -210,6 +218,10 @@ class AgentConfig(AlgorithmConfig):
             grounding_updates: iterations, the first of `updates`, that teach what image tokens show and no more: the
                 vision tower learns several times more pictures a second while the language model rests. The
                 expert plays.
+            grounding_crops: small cuts around each thing shown, at places drawn anew, that these iterations read in
+                place of the whole pictures: several times more names a second. 0 reads the pictures.
+            grounding_minibatch_size: rows (pictures' turns or crops) of their optimizer steps; nothing is
+                `minibatch_size`.
 
         Returns:
             This updated AlgorithmConfig object.

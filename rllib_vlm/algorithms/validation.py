@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.ranges import Range, check_values
+from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
@@ -46,6 +47,7 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "simulator_process": ("inline", "subprocess"),
         "warm_start_mixing": ("turn", "episode"),
         "warm_start_precision": ("float32", "bfloat16"),
+        "optimizer_type": get_args(Optimizer),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),

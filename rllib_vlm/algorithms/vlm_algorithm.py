@@ -110,20 +110,26 @@ class VLMAlgorithm(Algorithm):
         config, state = self.config, self.run_state
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes = self._demonstrations()
-        total = config.warm_start_updates
+        # Each stage has a whole schedule of its own: what the second begins with is a finished tower.
+        first = config.warm_start_grounding_updates if config.imitates(state.warm_start_updates) else 0
+        last = (
+            config.warm_start_updates
+            if first
+            else config.warm_start_grounding_updates or config.warm_start_updates
+        )
         lr = learning_rate(
             config.lr if config.warm_start_lr is None else config.warm_start_lr,
-            state.warm_start_updates,
+            state.warm_start_updates - first,
             schedule=config.warm_start_lr_schedule,
             warmup=config.warm_start_warmup_updates,
-            total=total,
+            total=last - first,
             final_fraction=config.warm_start_lr_final_fraction,
         )
         plan = UpdatePlan(
             losses=config.imitation_settings(state.warm_start_updates),
             lr=lr,
             num_epochs=config.warm_start_epochs,
-            minibatch_size=config.warm_start_minibatch_size,
+            minibatch_size=config.warm_start_rows(state.warm_start_updates),
             seed=self._update_seed(),
             expects_credit=False,
             precision=config.warm_start_precision,
@@ -180,16 +186,18 @@ class VLMAlgorithm(Algorithm):
         count = config.warm_start_episodes_per_update
         if config.warm_start_demonstrations is not None:
             return self._recorded(config.warm_start_demonstrations, count)
-        imitates = self.run_state.warm_start_updates >= config.warm_start_grounding_updates
+        update = self.run_state.warm_start_updates
+        imitates = config.imitates(update)
         new = self._play(
             self.env_runner_group,
             "play_demonstrations",
             self._draw_tasks(count),
             self._log_runner_metrics,
-            policy_share=config.warm_start_policy_share if imitates else 0.0,
+            policy_share=config.policy_share(update),
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
             level=self.run_state.level,
+            crops=0 if imitates else config.warm_start_grounding_crops,
         )
         if not new:
             raise SimulatorError(
@@ -197,8 +205,10 @@ class VLMAlgorithm(Algorithm):
                 "have no expert. Give warm_start.demonstrations a path, or set warm_start.updates to 0."
             )
         old: list[SingleAgentEpisode] = []
+        if update == config.warm_start_grounding_updates:
+            self._buffer.clear()  # of an expert that played alone, maybe in cuts
         if config.warm_start_buffer_episodes:
-            rng = np.random.default_rng([config.seed or 0, self.run_state.warm_start_updates])
+            rng = np.random.default_rng([config.seed or 0, update])
             chosen = rng.permutation(len(self._buffer))[: round(config.warm_start_replay_ratio * len(new))]
             old = [self._buffer[i] for i in chosen]
             self._buffer = (self._buffer + new)[-config.warm_start_buffer_episodes :]

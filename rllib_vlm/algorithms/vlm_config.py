@@ -15,6 +15,7 @@ from rllib_vlm.algorithms.agent_config import AgentConfig
 from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.loss_terms import LossSettings
+from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.env.simulator_process import SimulatorSpec
 from rllib_vlm.env.slots import SlotPool
@@ -61,6 +62,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.lr_final_fraction = 0.0
         self.total_updates: int | None = None
         self.time_budget_s: float | None = None
+        self.optimizer_type: Optimizer = "adamw"
         self.weight_decay = 0.01
         self.adam_betas: tuple[float, float] = (0.9, 0.999)
         self.adam_epsilon = 1e-8
@@ -129,6 +131,7 @@ class VLMAlgorithmConfig(AgentConfig):
         lr_final_fraction: Any = NotProvided,
         total_updates: Any = NotProvided,
         time_budget_s: Any = NotProvided,
+        optimizer_type: Any = NotProvided,
         weight_decay: Any = NotProvided,
         adam_betas: Any = NotProvided,
         adam_epsilon: Any = NotProvided,
@@ -172,7 +175,9 @@ class VLMAlgorithmConfig(AgentConfig):
             lr_final_fraction: of `lr`, at the end of the schedule.
             total_updates: updates after the warm start; then the run evaluates and ends.
             time_budget_s: seconds of reinforcement learning; then the run evaluates and ends.
-            weight_decay: of AdamW, on matrices only.
+            optimizer_type: "adamw", or "muon" for the matrices between embeddings and heads (the rest stays with
+                AdamW at the same rate): fewer samples where a model learns from nothing.
+            weight_decay: on matrices only.
             adam_betas: of AdamW.
             adam_epsilon: of AdamW.
             row_tokens: length of a packed row, and the longest prompt with its answer.
@@ -251,9 +256,26 @@ class VLMAlgorithmConfig(AgentConfig):
             coefficients = {"value": self.value_loss_coeff}
         return self._loss_settings(coefficients)
 
+    def imitates(self, update: int) -> bool:
+        """Whether this update of the warm start teaches answers; the first ones may teach seeing alone."""
+        return update >= self.warm_start_grounding_updates
+
+    def policy_share(self, update: int) -> float:
+        """How often the policy acts in this update of the warm start."""
+        done = update - self.warm_start_grounding_updates
+        if done < 0:
+            return 0.0
+        grown = (done + 1) / (self.warm_start_policy_share_updates + 1)
+        return float(self.warm_start_policy_share) * min(1.0, grown)
+
+    def warm_start_rows(self, update: int) -> int | None:
+        """Rows of an optimizer step in this update of the warm start."""
+        own = None if self.imitates(update) else self.warm_start_grounding_minibatch_size
+        return self.warm_start_minibatch_size if own is None else own
+
     def imitation_settings(self, update: int) -> LossSettings:
         """Of an update of imitation; they count from 0."""
-        imitates = float(update >= self.warm_start_grounding_updates)
+        imitates = float(self.imitates(update))
         grounding = self.warm_start_grounding_coeff
         return self._loss_settings(
             {"imitation": imitates, "grounding": grounding, "referring": grounding * imitates}

@@ -86,6 +86,8 @@ class MaskAndPack(ConnectorV2):
 
 
 def _teaches(row: Row, plan: UpdatePlan) -> bool:
+    if plan.losses.active.keys() == {"grounding"}:
+        return bool(row.grounding_mask.any())
     if plan.drop_uninformative and plan.expects_credit:
         return bool(row.value_mask.any() or row.advantages[row.loss_mask].any())
     return bool(row.loss_mask.any() or row.value_mask.any())

@@ -4,7 +4,7 @@ One update, as RLlib drives it::
 
     episodes --learner connector--> Minibatches        one per optimizer step, the same rows however many learners
     per step: micro-batches --forward_train--> columns --LOSS_TERMS--> sum_k coefficient_k * reduce(term_k)
-              gradients summed over learners -> non-finite? skip : clip by global norm -> AdamW
+              gradients summed over learners -> non-finite? skip : clip by global norm -> optimizers
 
 Modules are not wrapped for data-parallel training. Gradients are exchanged once per optimizer step,
 after accumulation, which is exact for any number of micro-batches and for parameters a batch never
@@ -34,13 +34,13 @@ from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import Batch, to_torch
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
+from rllib_vlm.core.optimizers import build_optimizers
 from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.losses.reduce import normalizer, reduce
 from rllib_vlm.types import SamplingParams
 
 _REFERENCE = "reference"
-_POLICY_GROUPS = 2  # parameter groups before those of the value head
 
 
 class VLMTorchLearner(TorchLearner):
@@ -67,26 +67,22 @@ class VLMTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """AdamW; weight decay on matrices only, the value head in groups of its own."""
-        policy: dict[bool, list[Tensor]] = {True: [], False: []}
-        critic: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, parameter in self.module[module_id].named_parameters():
-            if parameter.requires_grad:
-                groups = critic if name.startswith("value_head.") else policy
-                groups[parameter.ndim >= 2].append(parameter)
-        parts = [policy[True], policy[False], critic[True], critic[False]]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-                for parameters, decays in zip(parts, (True, False) * 2, strict=True)
-            ],
+        """See `core.optimizers`: one step of the learner is one of each."""
+        optimizers = build_optimizers(
+            self.module[module_id].named_parameters(),
+            config.optimizer_type,
             lr=config.lr,
+            weight_decay=config.weight_decay,
             betas=tuple(config.adam_betas),
-            eps=config.adam_epsilon,
+            epsilon=config.adam_epsilon,
         )
-        self.register_optimizer(
-            module_id=module_id, optimizer=optimizer, params=[p for part in parts for p in part]
-        )
+        for name, optimizer in optimizers.items():
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=optimizer,
+                params=[p for group in optimizer.param_groups for p in group["params"]],
+            )
 
     @override(Learner)
     def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:
@@ -128,8 +124,8 @@ class VLMTorchLearner(TorchLearner):
         columns = batch[DEFAULT_MODULE_ID].columns
         losses = self._plan.losses
         self._totals = self._normalizers(columns, losses)
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
         world = dist.get_world_size() if self.distributed else 1
         total_loss = 0.0
         for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
@@ -142,8 +138,8 @@ class VLMTorchLearner(TorchLearner):
                 loss.backward()
             total_loss += float(loss.detach())
             self._step_metrics.count_tokens(tensors)
-        self._exchange_gradients(optimizer)
-        self._apply(optimizer)
+        self._exchange_gradients()
+        self._apply()
         self._step_metrics.end_step(time.perf_counter() - start)
         return {}, {DEFAULT_MODULE_ID: torch.tensor(total_loss * world)}, {}
 
@@ -204,11 +200,20 @@ class VLMTorchLearner(TorchLearner):
             dist.all_reduce(parts)
         return dict(zip(names, parts.tolist(), strict=True))
 
-    def _exchange_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        """All that is trained, in the same order on every learner."""
+        return [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
+
+    def _exchange_gradients(self) -> None:
         """Sums gradients over learners: every one of them divided by the same global normaliser."""
         if not self.distributed:
             return
-        parameters = _parameters(optimizer)
+        parameters = self._parameters
         touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
         touched = touched.to(self._device)
         dist.all_reduce(touched)
@@ -223,18 +228,19 @@ class VLMTorchLearner(TorchLearner):
                 assert p.grad is not None
                 p.grad.copy_(piece.view_as(p))
 
-    def _apply(self, optimizer: torch.optim.Optimizer) -> None:
+    def _apply(self) -> None:
         """Clips and steps; a step whose gradient is not finite is left out and counted."""
-        parameters = [p for p in _parameters(optimizer) if p.grad is not None]
+        parameters = [p for p in self._parameters if p.grad is not None]
         bound = self.config.grad_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound)) if parameters else 0.0
         if math.isfinite(norm):
-            optimizer.step()
+            for optimizer in self._optimizers:
+                optimizer.step()
         self._step_metrics.add_gradient(norm)
 
     def _set_learning_rates(self, plan: UpdatePlan) -> None:
-        for i, group in enumerate(self.get_optimizer(DEFAULT_MODULE_ID).param_groups):
-            critic = i >= _POLICY_GROUPS and plan.value_lr is not None
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
+            critic = group["value"] and plan.value_lr is not None
             group["lr"] = plan.value_lr if critic else plan.lr
 
     def _all_gather(self, item: Any) -> list[Any]:
@@ -291,10 +297,6 @@ class _Step(SampleBatch):
     def __init__(self, columns: Batch) -> None:
         super().__init__({"token_ids": columns["token_ids"]})
         self.columns = columns
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _frozen_copy(module: Any) -> Any:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -157,11 +158,14 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         mixing: str = "turn",
         only_successes: bool = False,
         level: float | None = None,
+        crops: int = 0,
     ) -> Played:
         """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
         self.level = level
         return self._played(
-            lambda: without_views(self._play_demonstrations(tasks, policy_share, mixing, only_successes))
+            lambda: without_views(
+                self._play_demonstrations(tasks, policy_share, mixing, only_successes, crops)
+            )
         )
 
     def play_heldout(self, tasks: Sequence[Task]) -> Played:
@@ -192,11 +196,18 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         return self._play(tasks, self.config.group_size, settings)
 
     def _play_demonstrations(
-        self, tasks: Sequence[Task], policy_share: float, mixing: str, only_successes: bool
+        self,
+        tasks: Sequence[Task],
+        policy_share: float,
+        mixing: str,
+        only_successes: bool,
+        crops: int = 0,
     ) -> list[SingleAgentEpisode]:
         demonstrations = DemonstrationSettings(
             answer=self._expert_completion,
-            lesson=self._lesson,
+            lesson=partial(self._portraits, crops, np.random.default_rng(self._draw_seed()))
+            if crops
+            else self._lesson,
             policy_share=policy_share,
             mixing=mixing,  # type: ignore[arg-type]
         )
@@ -341,7 +352,6 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         options = dict(config.reset_options)
         if level is not None:
             options["level"] = level
-        mixed = [self.config.seed or 0, self._num_samples if not config.in_evaluation else 0, self._position]
         return RolloutSettings(
             sampling=params,
             max_turns=config.max_turns,
@@ -352,8 +362,13 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             render_final=config.credit_stage == "learner" and not config.in_evaluation,
             policy_version=self._weights_seq_no,
             demonstrations=demonstrations,
-            seed=int(np.random.SeedSequence(mixed).generate_state(1)[0]),
+            seed=self._draw_seed(evaluates=config.in_evaluation),
         )
+
+    def _draw_seed(self, *, evaluates: bool = False) -> int:
+        """Of what this runner draws in its present call of a `play` method; evaluations are all alike."""
+        mixed = [self.config.seed or 0, 0 if evaluates else self._num_samples, self._position]
+        return int(np.random.SeedSequence(mixed).generate_state(1)[0])
 
     def _render_prompts(self, episodes: Sequence[SingleAgentEpisode]) -> list[Prompt]:
         batch = self._env_to_module(
@@ -398,6 +413,24 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             )
             so_far = np.concatenate([ids, completion.token_ids])
         return prompt, turns
+
+    def _portraits(
+        self,
+        crops: int,
+        rng: np.random.Generator,
+        shown: Demonstration,
+        prompt: Prompt,
+        answer: Completion,
+        images: int,
+    ) -> tuple[Prompt, list[Turn]]:
+        """Cuts around what the images show, as turns of their own; the turn itself goes without its images."""
+        nothing = self._as_completion("")
+        return replace(prompt, images=()), [
+            Turn(prompt=crop, completion=nothing, parsed=ParsedAction(valid=True), reward=0.0)
+            for crop in self.module.family.crops(
+                prompt, shown.detections, images=images, count=crops, rng=rng
+            )
+        ]
 
     def _as_completion(self, text: str) -> Completion:
         """A text as if the model had said it."""

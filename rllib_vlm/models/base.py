@@ -82,6 +82,17 @@ class VLMFamily(Protocol):
     def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
         """The prompt with `shown` filled in; the detections are of its last `images` images."""
 
+    def crops(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Detection],
+        *,
+        images: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> list[Prompt]:
+        """`count` labelled prompts per detection, each of one small cut around it out of the last `images` images."""
+
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""
 

@@ -99,8 +99,37 @@ def test_older_demonstrations_are_read_again():
     assert {id(e) for e in read[3][4:]} <= set(seen[-9:])
 
 
-def test_a_checkpoint_restores_weights_counters_and_tasks(tmp_path):
+def test_seeing_comes_first_from_cuts_around_things():
+    config = tiny_config("sft", observation="vision")
+    config.env, config.env_config = "spoc", {"tasks": ["PickUp"], "rooms": [1, 1], "observation": "vision"}
+    config.prompting(parser="grounding", max_actions_per_turn=5)
+    config.warm_start(
+        updates=2, episodes_per_update=2, grounding_updates=1, grounding_crops=2, grounding_minibatch_size=50,
+        buffer_episodes=9,
+    )  # fmt: skip
+    algorithm = config.build_algo()
+    try:
+        shown = algorithm._demonstrations()
+        results = [algorithm.train() for _ in range(2)]
+    finally:
+        algorithm.stop()
+    for episode in shown:
+        prompts = episode.get_extra_model_outputs("prompt")
+        assert all(prompt.shown is None for prompt in prompts)  # the pictures themselves teach nothing here
+        cuts = [turn.prompt for asked in episode.get_extra_model_outputs("followups") for turn in asked]
+        assert len(cuts) >= 2 * len(prompts)
+        assert all((cut.shown[0] >= 0).any() for cut in cuts)
+    seeing, imitating = (result["learners"]["default_policy"] for result in results)
+    assert "imitation_loss" not in seeing and seeing["grounding_loss"] > 0
+    assert imitating["imitation_loss"] > 0 and imitating["grounding_loss"] > 0
+    assert not math.isnan(seeing["grad_norm"])
+    assert len(algorithm._buffer) == 2  # of the second update alone
+
+
+@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+def test_a_checkpoint_restores_weights_counters_and_tasks(tmp_path, optimizer_type):
     config = tiny_config("ppo").warm_start(updates=1, episodes_per_update=4)
+    config.training(optimizer_type=optimizer_type)
     algorithm = config.build_algo()
     try:
         for _ in range(2):

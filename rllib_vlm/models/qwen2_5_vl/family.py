@@ -31,6 +31,8 @@ from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
+CROP = 2  # image tokens along a side of a cut around a thing
+_EDGE = 0.15  # of a cut: as near as this the thing's centre may lie to its edge
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
 
@@ -68,6 +70,7 @@ class Qwen25VL:
         self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
         other, named = (self._chat.tokenize(word)[0] for word in (" not", " seen"))
         self.referring_words = (int(other), int(named))
+        self._tokenized: dict[str, tuple[int, ...]] = {}
         self._bans = torch.zeros(self.vocab_size)
         self._bans[list(self.banned_token_ids)] = -torch.inf
 
@@ -129,10 +132,55 @@ class Qwen25VL:
             rows, columns = grids[first + found.image]
             row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
             at = where[starts[first + found.image] + row * columns + column]
-            words = self._chat.tokenize(f" {found.words}")
-            place = list(self._chat.tokenize(f" {found.place}")[:3]) if found.place else []
+            words = self._words(f" {found.words}")
+            place = list(self._words(f" {found.place}")[:3]) if found.place else []
             shown[:, at] = [words[0], words[-1], *place, *[-1] * (3 - len(place)), found.named]
         return replace(prompt, shown=shown)
+
+    def crops(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Detection],
+        *,
+        images: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> list[Prompt]:
+        """`count` labelled prompts per detection, each of one small cut around it out of the last `images` images.
+
+        A cut is `CROP` x `CROP` image tokens (less where the image is smaller) at a place drawn so that the
+        thing is not at its edge; what else it shows is labelled too. Only what things are is told: a cut says
+        nothing of where the robot would find them.
+        """
+        views = prompt.images[len(prompt.images) - images :]
+        start, end = self.model.config.vision_start_token_id, self.model.config.vision_end_token_id
+        found = []
+        for detection in detections:
+            view = views[detection.image]
+            size = np.array(view.shape[:2])
+            cut = np.minimum(CROP * self.images.unit, size)
+            ids = np.array(
+                [start, *[self.image_token_id] * self.images.tokens(*map(int, cut)), end], np.int64
+            )
+            for _ in range(count):
+                at = np.array([detection.y, detection.x]) * size - rng.uniform(_EDGE, 1.0 - _EDGE, 2) * cut
+                top, left = np.clip(at.round().astype(int), 0, size - cut)
+                inside = [
+                    replace(other, image=0, x=x, y=y, place="", named=False)
+                    for other in detections
+                    if other.image == detection.image
+                    and 0.0 <= (x := (other.x * size[1] - left) / cut[1]) < 1.0
+                    and 0.0 <= (y := (other.y * size[0] - top) / cut[0]) < 1.0
+                ]
+                image = np.ascontiguousarray(view[top : top + cut[0], left : left + cut[1]])
+                found.append(self.label(Prompt(token_ids=ids, images=(image,)), inside, images=1))
+        return found
+
+    def _words(self, text: str) -> tuple[int, ...]:
+        """The tokens of a name or a place; there are few, and they come often."""
+        if text not in self._tokenized:
+            self._tokenized[text] = tuple(map(int, self._chat.tokenize(text)))
+        return self._tokenized[text]
 
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""

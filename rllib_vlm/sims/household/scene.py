@@ -13,7 +13,7 @@ from rllib_vlm.sims.household.world import Camera, Door, House, Room, View, Worl
 CAMERAS: tuple[Camera, Camera] = ("navigation", "manipulation")
 CAMERA_YAW: dict[Camera, float] = {"navigation": 0.0, "manipulation": -90.0}
 VERTICAL_FOV_DEG = 59.0  # SPOC's cameras
-SEEN_SHARE, SEEN_PIXELS = 0.3, 12.0  # what counts as seen, in one camera
+SEEN_SHARE, SEEN_PIXELS = 0.3, 16.0  # what counts as seen, in one camera: fewer pixels tell no kinds apart
 DOOR_RANGE_M = 6.0
 REVEAL_M, REVEAL_DEG = 4.0, 60.0  # how near and how straight an open door shows the room behind it
 

@@ -132,6 +132,19 @@ def test_loss_terms_are_those_with_a_coefficient():
     assert VLMPPOConfig().training(clip_low=0.1).loss_settings().clip_high == 0.1
 
 
+def test_a_warm_start_that_shows_before_it_imitates() -> None:
+    config = VLMSFTConfig().warm_start(
+        updates=9, minibatch_size=32, grounding_updates=2, grounding_minibatch_size=256,
+        policy_share=0.8, policy_share_updates=3,
+    )  # fmt: skip
+    assert [config.warm_start_rows(n) for n in range(4)] == [256, 256, 32, 32]
+    shares = [config.policy_share(n) for n in range(7)]
+    assert shares == pytest.approx([0.0, 0.0, 0.2, 0.4, 0.6, 0.8, 0.8])
+    config.warm_start(grounding_minibatch_size=None, policy_share_updates=0)
+    assert config.warm_start_rows(0) == 32
+    assert config.policy_share(2) == 0.8
+
+
 def test_a_tune_trial_asks_for_what_its_parts_need():
     config = tiny_config("ppo").env_runners(num_env_runners=2, num_cpus_per_env_runner=0.5)
     bundles = VLMPPO.default_resource_request(config).bundles

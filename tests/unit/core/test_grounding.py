@@ -64,6 +64,53 @@ def test_an_image_in_which_nothing_is_found_keeps_its_place() -> None:
     assert np.flatnonzero(prompt.shown[0] >= 0).tolist() == [tokens[1]]
 
 
+def test_a_cut_shows_the_thing_and_what_stands_beside_it_and_says_so() -> None:
+    family = Qwen25VL.build({**MODEL, "vocab_size": 1024})
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (112, 196, 3), np.uint8)
+    ball = Detection(image=1, x=0.5, y=0.5, words="red ball", place="left 24 8", named=True)
+    beside = Detection(image=1, x=0.5 + 10 / 196, y=0.5, words="blue ball")
+    corner = Detection(image=1, x=0.999, y=0.0, words="green mug")
+    elsewhere = Detection(image=0, x=0.5, y=0.5, words="green mug")
+    past = np.zeros_like(image)
+    message = Message(role="user", text="<image>" * 3 + "look", images=(past, past, image))
+    prompt = family.encode([message])
+    found = [ball, beside, corner, elsewhere]
+    cuts = family.crops(prompt, found, images=2, count=20, rng=rng)
+    assert len(cuts) == 80
+    word = {w: int(family.encode_answer(f" {w}")[-2]) for w in ("red ball", "green mug")}
+    colour = {w: int(family.encode_answer(f" {w}")[0]) for w in ("red ball", "blue ball", "green mug")}
+    offsets = set()
+    for i, cut in enumerate(cuts):
+        (picture,) = cut.images
+        assert picture.shape == (56, 56, 3)
+        assert (cut.token_ids == family.image_token_id).sum() == 4 and len(cut.token_ids) == 6
+        assert cut.shown is not None and (cut.shown[2:5] == -1).all() and (cut.shown[5] <= 0).all()
+        if i >= 60:  # of the other image
+            assert not picture.any()
+            continue
+        starts = [
+            (y, x)
+            for y in range(57)
+            for x in range(141)
+            if np.array_equal(image[y, x : x + 56], picture[0])
+            and np.array_equal(image[y + 55, x : x + 56], picture[55])
+        ]
+        ((top, left),) = starts
+        labels = {int(cut.shown[0, t]): t for t in range(1, 5) if cut.shown[0, t] >= 0}
+        if i < 20:
+            offsets.add((top, left))
+            assert 8 <= 56 - top <= 48 and 8 <= 98 - left <= 48  # not at the edge
+            token = 1 + 2 * int(56 - top >= 28) + int(98 - left >= 28)
+            assert labels[colour["red ball"]] == token
+            assert cut.shown[1, token] == word["red ball"]
+        elif i >= 40:
+            assert (top, left) == (0, 140)  # as far as the image goes
+            assert labels == {colour["green mug"]: 2}
+    assert len(offsets) > 15
+    assert any({colour["red ball"], colour["blue ball"]} <= set(c.shown[0].tolist()) for c in cuts[:20])  # type: ignore[union-attr]
+
+
 def rows_of(family: Qwen25VL, rng: np.random.Generator, count: int) -> list:
     rows = []
     for _ in range(count):
