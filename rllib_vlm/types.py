@@ -126,6 +126,7 @@ class Detection:
     words: str  # "red mug": attribute first, kind last
     place: str = ""  # where it is, as an answer would say it: "left 12 8"
     named: bool = False  # whether the instruction speaks of it
+    pixels: float = 0.0  # of the image that show it, roughly; 0 is not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,8 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_precision = "float32"
         self.warm_start_grounding_coeff = 0.5
         self.warm_start_grounding_updates = 0
+        self.warm_start_grounding_every = 0
+        self.warm_start_grounding_options: dict[str, Any] = {}
         self.warm_start_grounding_crops = 0
         self.warm_start_grounding_minibatch_size: int | None = None
 
@@ -188,6 +190,8 @@ class AgentConfig(AlgorithmConfig):
         precision: Any = NotProvided,
         grounding_coeff: Any = NotProvided,
         grounding_updates: Any = NotProvided,
+        grounding_every: Any = NotProvided,
+        grounding_options: Any = NotProvided,
         grounding_crops: Any = NotProvided,
         grounding_minibatch_size: Any = NotProvided,
     ) -> Self:
@@ -218,6 +222,8 @@ class AgentConfig(AlgorithmConfig):
             grounding_updates: iterations, the first of `updates`, that teach what image tokens show and no more: the
                 vision tower learns several times more pictures a second while the language model rests. The
                 expert plays.
+            grounding_every: after those, every so-manieth iteration is such a one again; 0 is none.
+            grounding_options: `options` of the simulator's resets in such iterations: the household has {tour: true}.
             grounding_crops: small cuts around each thing shown, at places drawn anew, that these iterations read in
                 place of the whole pictures: several times more names a second. 0 reads the pictures.
             grounding_minibatch_size: rows (pictures' turns or crops) of their optimizer steps; nothing is

@@ -92,6 +92,7 @@ RANGES: dict[str, Range] = {
     "warm_start_replay_ratio": _NOT_NEGATIVE,
     "warm_start_grounding_updates": _COUNT_OR_ZERO,
     "warm_start_policy_share_updates": _COUNT_OR_ZERO,
+    "warm_start_grounding_every": _COUNT_OR_ZERO,
     "warm_start_grounding_crops": _COUNT_OR_ZERO,
     "warm_start_grounding_minibatch_size": _COUNT_OR_NONE,
     "warm_start_time_budget_s": _POSITIVE_OR_NONE,

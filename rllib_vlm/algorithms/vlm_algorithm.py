@@ -55,7 +55,8 @@ class VLMAlgorithm(Algorithm):
     @override(Algorithm)
     def setup(self, config: Any) -> None:
         self.run_state = RunState()
-        self._buffer: list[SingleAgentEpisode] = []
+        # Demonstrations to read again: those that only show things, and those to imitate.
+        self._buffers: dict[bool, list[SingleAgentEpisode]] = {False: [], True: []}
         super().setup(config)
         self._tasks = TaskSampler(seed=self.config.seed or 0, num_task_seeds=self.config.num_task_seeds)
         credit = registry.resolve("credit", self.config.credit)(**self.config.credit_options)
@@ -111,12 +112,9 @@ class VLMAlgorithm(Algorithm):
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes = self._demonstrations()
         # Each stage has a whole schedule of its own: what the second begins with is a finished tower.
-        first = config.warm_start_grounding_updates if config.imitates(state.warm_start_updates) else 0
-        last = (
-            config.warm_start_updates
-            if first
-            else config.warm_start_grounding_updates or config.warm_start_updates
-        )
+        first, last = 0, config.warm_start_grounding_updates
+        if state.warm_start_updates >= last:
+            first, last = last, config.warm_start_updates
         lr = learning_rate(
             config.lr if config.warm_start_lr is None else config.warm_start_lr,
             state.warm_start_updates - first,
@@ -197,7 +195,7 @@ class VLMAlgorithm(Algorithm):
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
             level=self.run_state.level,
-            crops=0 if imitates else config.warm_start_grounding_crops,
+            **({} if imitates else config.grounding_settings),
         )
         if not new:
             raise SimulatorError(
@@ -205,13 +203,12 @@ class VLMAlgorithm(Algorithm):
                 "have no expert. Give warm_start.demonstrations a path, or set warm_start.updates to 0."
             )
         old: list[SingleAgentEpisode] = []
-        if update == config.warm_start_grounding_updates:
-            self._buffer.clear()  # of an expert that played alone, maybe in cuts
         if config.warm_start_buffer_episodes:
+            kept = self._buffers[imitates]
             rng = np.random.default_rng([config.seed or 0, update])
-            chosen = rng.permutation(len(self._buffer))[: round(config.warm_start_replay_ratio * len(new))]
-            old = [self._buffer[i] for i in chosen]
-            self._buffer = (self._buffer + new)[-config.warm_start_buffer_episodes :]
+            chosen = rng.permutation(len(kept))[: round(config.warm_start_replay_ratio * len(new))]
+            old = [kept[i] for i in chosen]
+            self._buffers[imitates] = (kept + new)[-config.warm_start_buffer_episodes :]
         return [*new, *old]
 
     def _recorded(self, path: str, count: int) -> list[SingleAgentEpisode]:

@@ -257,16 +257,23 @@ class VLMAlgorithmConfig(AgentConfig):
         return self._loss_settings(coefficients)
 
     def imitates(self, update: int) -> bool:
-        """Whether this update of the warm start teaches answers; the first ones may teach seeing alone."""
-        return update >= self.warm_start_grounding_updates
+        """Whether this update of the warm start teaches answers; the first ones, and some later, teach seeing alone."""
+        done = update - self.warm_start_grounding_updates
+        every = self.warm_start_grounding_every
+        return done >= 0 and (not every or (done + 1) % every != 0)
 
     def policy_share(self, update: int) -> float:
         """How often the policy acts in this update of the warm start."""
         done = update - self.warm_start_grounding_updates
-        if done < 0:
+        if not self.imitates(update):
             return 0.0
         grown = (done + 1) / (self.warm_start_policy_share_updates + 1)
         return float(self.warm_start_policy_share) * min(1.0, grown)
+
+    @property
+    def grounding_settings(self) -> dict[str, Any]:
+        """How episodes are played that teach seeing alone."""
+        return {"crops": self.warm_start_grounding_crops, "options": self.warm_start_grounding_options}
 
     def warm_start_rows(self, update: int) -> int | None:
         """Rows of an optimizer step in this update of the warm start."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -159,12 +159,13 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         only_successes: bool = False,
         level: float | None = None,
         crops: int = 0,
+        options: Mapping[str, Any] | None = None,
     ) -> Played:
         """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
         self.level = level
         return self._played(
             lambda: without_views(
-                self._play_demonstrations(tasks, policy_share, mixing, only_successes, crops)
+                self._play_demonstrations(tasks, policy_share, mixing, only_successes, crops, options)
             )
         )
 
@@ -202,6 +203,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         mixing: str,
         only_successes: bool,
         crops: int = 0,
+        options: Mapping[str, Any] | None = None,
     ) -> list[SingleAgentEpisode]:
         demonstrations = DemonstrationSettings(
             answer=self._expert_completion,
@@ -212,6 +214,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             mixing=mixing,  # type: ignore[arg-type]
         )
         settings = self._settings(self.config, level=self.level, demonstrations=demonstrations)
+        settings = replace(settings, options={**settings.options, **(options or {})})
         episodes = self._play(tasks, 1, settings)
         return [e for e in episodes if len(e) and (e.custom_data[SUCCESS] or not only_successes)]
 

@@ -37,7 +37,8 @@ class Simulator(gym.Env[Observation, int]):
     """Base of every simulator.
 
     `info` after `reset` holds `instruction` (str). `info` after the last step of an episode holds
-    `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode).
+    `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode). A simulator
+    whose every step has `metrics`, of the episode so far, reports episodes too that the limit of turns cuts.
     `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
     curriculum has come); the same seed and options always give the same episode.
     """

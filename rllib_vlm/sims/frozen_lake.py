@@ -119,7 +119,7 @@ class FrozenLake(Simulator):
 
     ## End of an episode
     Terminated at the gift or in a hole, truncated after `max_steps` steps. A turn without a valid
-    action counts as one step. Then `info` holds `success` and `metrics`: `steps`, `fell` and `spl`
+    action counts as one step. Then `info` holds `success`; it always holds `metrics`: `steps`, `fell` and `spl`
     (success weighted by shortest path over steps taken; Anderson et al., arXiv 1807.06757).
 
     ## Options of `reset`
@@ -299,15 +299,16 @@ class FrozenLake(Simulator):
         truncated = self.steps >= self.max_steps and not (success or fell)
         self._over = success or fell or truncated
         reward = self.step_reward + success * self.success_reward + fell * self.hole_reward
-        info: Info = {}
-        if self._over:
-            shortest = int(self._far[self.lake.start])
-            info["success"] = success
-            info["metrics"] = {
+        shortest = int(self._far[self.lake.start])
+        info: Info = {
+            "metrics": {
                 "steps": float(self.steps),
                 "fell": float(fell),
                 "spl": success * shortest / max(shortest, self.steps),
             }
+        }
+        if self._over:
+            info["success"] = success
         return self._observe(), float(reward), success or fell, truncated, info
 
     def _observe(self) -> Observation:

@@ -123,7 +123,7 @@ def test_seeing_comes_first_from_cuts_around_things():
     assert "imitation_loss" not in seeing and seeing["grounding_loss"] > 0
     assert imitating["imitation_loss"] > 0 and imitating["grounding_loss"] > 0
     assert not math.isnan(seeing["grad_norm"])
-    assert len(algorithm._buffer) == 2  # of the second update alone
+    assert {kind: len(kept) for kind, kept in algorithm._buffers.items()} == {False: 4, True: 2}
 
 
 @pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])

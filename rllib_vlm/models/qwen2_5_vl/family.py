@@ -32,6 +32,10 @@ from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
 CROP = 2  # image tokens along a side of a cut around a thing
+_LEAST_PIXELS, _MOST_SHARE = (
+    32.0,
+    0.5,
+)  # a thing that is cut out has so many pixels, at most this share of the cut
 _EDGE = 0.15  # of a cut: as near as this the thing's centre may lie to its edge
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
@@ -149,8 +153,9 @@ class Qwen25VL:
         """`count` labelled prompts per detection, each of one small cut around it out of the last `images` images.
 
         A cut is `CROP` x `CROP` image tokens (less where the image is smaller) at a place drawn so that the
-        thing is not at its edge; what else it shows is labelled too. Only what things are is told: a cut says
-        nothing of where the robot would find them.
+        thing is not at its edge; what else it shows is labelled too. Things that do not fit into a cut, or are too
+        small to be told apart, get none. Only what things are is told: a cut says nothing of where the robot
+        would find them.
         """
         views = prompt.images[len(prompt.images) - images :]
         start, end = self.model.config.vision_start_token_id, self.model.config.vision_end_token_id
@@ -159,6 +164,8 @@ class Qwen25VL:
             view = views[detection.image]
             size = np.array(view.shape[:2])
             cut = np.minimum(CROP * self.images.unit, size)
+            if detection.pixels and not _LEAST_PIXELS <= detection.pixels <= _MOST_SHARE * cut.prod():
+                continue
             ids = np.array(
                 [start, *[self.image_token_id] * self.images.tokens(*map(int, cut)), end], np.int64
             )

@@ -29,6 +29,7 @@ from rllib_vlm.sims.household.tasks import (
     item_words,
 )
 from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, proprioception
+from rllib_vlm.sims.household.tour import TOUR_ITEMS, TOUR_TURNS, Guide, viewpoint
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
 from rllib_vlm.types import ActionSet, Detection
@@ -119,10 +120,11 @@ class Household(Simulator):
     - `blank_images`: all pictures are grey, to measure what a policy does without its eyes.
 
     Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed from 0 up, of
-    `house_seeds` or not: the episode is in that house or not at all).
+    `house_seeds` or not: the episode is in that house or not at all), `tour` (true: whatever is done, each
+    turn ends at another viewpoint of a crowded house, for learning to see; nothing is rewarded).
 
     ## Metrics
-    `info["metrics"]` of the last step: success, sel, spl, episode_length, expert_length, path_m,
+    `info["metrics"]` of every step, about the episode so far: success, sel, spl, episode_length, expert_length, path_m,
     rooms_visited, rooms_visited_share, rooms_marked, picked_up, target_seen, grasp_tries,
     failed_grasps, failed_actions, collisions, distance_to_target.
 
@@ -178,7 +180,10 @@ class Household(Simulator):
         if observation != "text":
             spaces["images"] = gym.spaces.Box(0, 255, (len(CAMERAS), height, width, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(spaces)  # type: ignore[assignment]
-        self._source = EpisodeSource(house_seeds=self.settings.house_seeds, house=self.settings.house)
+        houses, seeds = self.settings.house, self.settings.house_seeds
+        self._source = EpisodeSource(house_seeds=seeds, house=houses)
+        self._crowded = EpisodeSource(house_seeds=seeds, house={**houses, "items": TOUR_ITEMS})
+        self._tour: np.random.Generator | None = None
         self._world: World | None = None
         self._episode: Episode | None = None
         self._over = True
@@ -240,7 +245,8 @@ class Household(Simulator):
         rng = np.random.default_rng([number, options_.SPLITS.index(split)])
         name: TaskName = self.settings.tasks[int(rng.integers(len(self.settings.tasks)))]
         name = options.get("task") or name
-        self._episode = episode = self._source.draw(
+        source = self._crowded if options.get("tour") else self._source
+        self._episode = episode = source.draw(
             number,
             split,
             name=name,
@@ -252,6 +258,8 @@ class Household(Simulator):
         self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))
         self._scene = Scene(self.world, episode.house, episode.place.nav)
         self._begin(episode)
+        self._tour = rng if options.get("tour") else None
+        self._look_elsewhere()
         info: Info = {
             "instruction": episode.task.instruction, "task": name, "house": episode.house.seed, "split": split,
             "start": episode.start_kind, "seed": number, "expert_length": self._record.expert_length,
@@ -299,10 +307,12 @@ class Household(Simulator):
         """One action."""
         self._failed = []
         reward, terminated, truncated, info = self._execute(ACTIONS.names[int(action)])
-        return self._observe(), reward, terminated, truncated, info
+        return self._observe(), reward, terminated, truncated, self._told(info)
 
     def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
         """Several actions, and one observation at their end."""
+        if self._tour is not None:
+            return self._tour_on()
         if not actions:
             return self.idle()
         self._failed = []
@@ -312,13 +322,38 @@ class Household(Simulator):
             total += reward
             if terminated or truncated:
                 break
-        return self._observe(), total, terminated, truncated, info
+        return self._observe(), total, terminated, truncated, self._told(info)
 
     def idle(self) -> tuple[Observation, float, bool, bool, Info]:
         """A turn without a valid action: one step passes."""
         self._failed = []
         reward, terminated, truncated, info = self._execute(None)
-        return self._observe(), reward, terminated, truncated, info
+        return self._observe(), reward, terminated, truncated, self._told(info)
+
+    def _tour_on(self) -> tuple[Observation, float, bool, bool, Info]:
+        """A turn of a tour."""
+        self._record.steps += 1
+        self._look_elsewhere()
+        self._over = over = self._record.steps >= TOUR_TURNS
+        info: Info = (
+            {"success": False, "instruction": self.task.instruction, "task": self.task.name} if over else {}
+        )
+        return self._observe(), 0.0, False, over, self._told(info)
+
+    def _look_elsewhere(self) -> None:
+        """On a tour: on to a viewpoint drawn anew, or none where none was found."""
+        found = viewpoint(self.episode.place, self._tour) if self._tour is not None else None
+        if found is not None:
+            pose, lift, arm = found
+            self.world.place(pose.x, pose.y, pose.yaw, lift, arm)
+
+    def _told(self, info: Info) -> Info:
+        """The info of a turn: with the figures so far, which count if nobody plays the episode on."""
+        if not self._record.target_seen:
+            self._record.target_seen = any(
+                s.id in self.task.targets for s in self._scene.things(self.task.targets)
+            )
+        return {**info, "metrics": self._metrics(bool(info.get("success", False)))}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Both pictures side by side, [height, 2 * width, 3]."""
@@ -341,6 +376,8 @@ class Household(Simulator):
         """
         from rllib_vlm.sims.household.expert import make_expert
 
+        if self._tour is not None:
+            return Guide(self.shown)
         return make_expert(self, max_actions=max_actions, kind=kind)
 
     # ----- one action
@@ -377,7 +414,7 @@ class Household(Simulator):
         info: Info = {"last_action_success": worked}
         if terminated or truncated:
             self._over = True
-            info |= {"success": success, "metrics": self._metrics(success), "instruction": task.instruction}
+            info |= {"success": success, "instruction": task.instruction}
             info |= {"task": task.name}
         return reward, terminated, truncated, info
 

@@ -69,6 +69,10 @@ def detections(
             x = 0.5 - math.tan(bearing) * focal * height / width
             y = 0.5 - math.tan(elevation) / math.cos(bearing) * focal
             if 0.0 <= x < 1.0 and 0.0 <= y < 1.0:
-                place, wanted = where(seen), seen.id in named
-                found.append(Detection(image=image, x=x, y=y, words=seen.words, place=place, named=wanted))
+                found.append(
+                    Detection(
+                        image=image, x=x, y=y, words=seen.words, place=where(seen), named=seen.id in named,
+                        pixels=views[seen.id].pixels,
+                    )
+                )  # fmt: skip
     return tuple(found)

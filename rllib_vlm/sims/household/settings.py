@@ -17,7 +17,7 @@ ObservationMode = Literal["vision", "text", "both"]
 OBSERVATION_MODES: tuple[ObservationMode, ...] = get_args(ObservationMode)
 SPLITS: tuple[Split, ...] = get_args(Split)
 WORLDS = {"embedded": "rllib_vlm.sims.household.embedded:EmbeddedWorld"}
-RESET_OPTIONS = ("split", "level", "task", "start", "house")
+RESET_OPTIONS = ("split", "level", "task", "start", "house", "tour")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

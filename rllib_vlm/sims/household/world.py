@@ -147,6 +147,17 @@ class World(Protocol):
     def load(self, house: House, *, x: float, y: float, yaw: float, seed: int) -> None:
         """Builds the house, puts the robot there, arm stowed, and lets everything settle."""
 
+    def place(
+        self,
+        x: float,
+        y: float,
+        yaw: float,
+        lift: float | None = None,
+        arm: float | None = None,
+        wrist: float | None = None,
+    ) -> None:
+        """Puts the robot somewhere without moving it there; joints left out stay as they are."""
+
     def execute(self, action: str) -> bool:
         """Carries out one of the 20 actions. False where the pose did not change as it should have.
 

@@ -140,7 +140,20 @@ def test_a_warm_start_that_shows_before_it_imitates() -> None:
     assert [config.warm_start_rows(n) for n in range(4)] == [256, 256, 32, 32]
     shares = [config.policy_share(n) for n in range(7)]
     assert shares == pytest.approx([0.0, 0.0, 0.2, 0.4, 0.6, 0.8, 0.8])
-    config.warm_start(grounding_minibatch_size=None, policy_share_updates=0)
+    config.warm_start(grounding_every=3)
+    assert [config.imitates(n) for n in range(9)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert config.warm_start_rows(4) == 256 and config.policy_share(4) == 0.0
+    config.warm_start(grounding_minibatch_size=None, policy_share_updates=0, grounding_every=0)
     assert config.warm_start_rows(0) == 32
     assert config.policy_share(2) == 0.8
 

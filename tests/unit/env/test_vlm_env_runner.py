@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config
 
 from rllib_vlm.backends.scripted import ScriptedBackend
-from rllib_vlm.core.columns import GROUP, SUCCESS, TASK_SEED, VLMColumns
+from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.env.tasks import heldout_tasks
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -92,6 +92,7 @@ def test_invalid_answers_idle_cost_and_say_why():
     assert episode.get_rewards() == [-0.25] * 3
     assert all(info["invalid_reason"] for info in episode.get_infos()[1:])
     assert not episode.custom_data[SUCCESS]
+    assert episode.custom_data[METRICS] == {"steps": 3.0, "fell": 0.0, "spl": 0.0}  # though we cut it
     assert metrics_of(runner)["parse_failure_rate"] == 1.0
 
 

@@ -106,6 +106,7 @@ def test_the_planner_succeeds_and_success_pays(env: Household, task: TaskName, s
     assert 0.5 < metrics["sel"] <= 1.0
     assert 0.5 < metrics["spl"] <= 1.0
     assert metrics["picked_up"] == (task in ("Fetch", "PickUp"))
+    assert metrics["target_seen"] == (task in ("Fetch", "PickUp", "ObjectNav"))
     if task == "RoomVisit":
         assert metrics["rooms_marked"] == metrics["rooms_visited"] == len(env.episode.house.rooms)
     with pytest.raises(SimulatorError, match="reset"):
@@ -130,7 +131,8 @@ def test_truncated_after_the_limit_and_idle_counts() -> None:
     env = Household(observation="text", max_steps=4, reward_weights={"horizon": -3.0, "step": -0.5})
     env.reset(seed=0)
     assert env.idle()[1:4] == (-0.5, False, False)
-    assert env.turn([])[3] is False
+    *_, cut, info = env.turn([])
+    assert cut is False and info["metrics"]["episode_length"] == 2.0 and info["metrics"]["success"] == 0.0
     _, reward, terminated, truncated, info = env.turn(["rotate_left", "rotate_right", "rotate_left"])
     assert (terminated, truncated, info["success"]) == (False, True, False)
     assert reward == pytest.approx(-4.0)
