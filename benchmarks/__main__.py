@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks
-from rllib_vlm.errors import UnknownNameError
+from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 
 
 def names() -> list[str]:
@@ -22,15 +22,15 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Runs a benchmark and returns its `name`, `value`, `unit` and `details`.
+def measure(name: str, *arguments: str) -> dict[str, Any]:
+    """Runs a benchmark, with its own arguments if it has any, and returns its `name`, `value`, `unit` and `details`.
 
     Raises:
         UnknownNameError: no benchmark of this name.
     """
     if name not in names():
         raise UnknownNameError("python -m benchmarks", name, names())
-    return dict(importlib.import_module(f"benchmarks.{name}").run())
+    return dict(importlib.import_module(f"benchmarks.{name}").run(*arguments))
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -47,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument("name", help=", ".join(names()))
+    parser.add_argument("arguments", nargs="*", help="of the benchmark itself: `seeing` takes a checkpoint")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
     try:
-        result = measure(options.name)
-    except UnknownNameError as error:
+        result = measure(options.name, *options.arguments)
+    except RLlibVLMError as error:
         print(error, file=sys.stderr)
         return 2
     show(result, Console())

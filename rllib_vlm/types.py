@@ -86,7 +86,8 @@ class Prompt:
     text: str = ""  # readable form, for galleries and logs only; never tokenised again
     dropped_turns: int = 0  # turns the history policy or the token limit cut away
     # [6, P] what is said about each image token, -1 where nothing is: first and last token of the name of what it
-    # shows; the first three tokens of where that is; 1 where the instruction names it, else 0. In demonstrations alone.
+    # shows; the first three tokens of where that is; 1 where the instruction names it, else 0. Of a thing told of
+    # in words, its name's last token has the sixth alone. In demonstrations alone.
     shown: NDArray[np.int64] | None = None
 
 
@@ -130,6 +131,14 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mention:
+    """A thing of which the observation's text tells."""
+
+    words: str  # as they stand there: "red mug"
+    named: bool  # whether the instruction speaks of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
     """One turn of an expert: the actions, and what an answer format may want said about them."""
 
@@ -140,6 +149,7 @@ class Demonstration:
     # About the same views, (question, answer). For imitation alone: nobody asks when a policy acts.
     questions: tuple[tuple[str, str], ...] = ()
     detections: tuple[Detection, ...] = ()  # what the images show; where two share a place, the first counts
+    mentions: tuple[Mention, ...] = ()  # what the observation's text tells of, in its order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,6 @@ def _blank(batch: Mapping[str, NDArray[Any]]) -> Batch:
     blank["image_sizes"] = blank["image_sizes"][:, :0]
     blank["image_counts"] = blank["image_counts"][:, :1]
     blank["images"] = np.zeros((1, 0, *batch["images"].shape[2:]), np.uint8)
-    for name in ("row_ids", "turn_ids", "policy_versions", "image_labels"):
+    for name in ("row_ids", "turn_ids", "policy_versions", "labels"):
         blank[name][:] = -1
     return blank

@@ -42,9 +42,9 @@ TOKEN_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "turn_ends": (np.bool_, 0),
     "grounding_mask": (np.bool_, 0),
     "referring_mask": (np.bool_, 0),
-    "image_labels": (np.int64, -1),
+    "labels": (np.int64, -1),
 }
-_WIDE = {"image_labels": (NUM_LABELS,)}  # columns with several values a token
+_WIDE = {"labels": (NUM_LABELS,)}  # columns with several values a token
 
 
 def pack(

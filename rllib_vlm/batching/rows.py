@@ -54,7 +54,7 @@ class Row:
     turn_ends: NDArray[np.bool_]  # [L] last token of each completion
     grounding_mask: NDArray[np.bool_]  # [L] image tokens of which a demonstration says what they show
     referring_mask: NDArray[np.bool_]  # [L] those of which it says whether the instruction names that
-    image_labels: NDArray[np.int64]  # [L, 6] as in `Prompt.shown`; -1 elsewhere
+    labels: NDArray[np.int64]  # [L, 6] as in `Prompt.shown`; -1 elsewhere
     images: tuple[Image, ...]  # in the order of their placeholders
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ def _row(trajectory: Trajectory, span: Sequence[int], mask_truncated: bool) -> R
         turn_ends=turn_ends,
         grounding_mask=labels[:, 0] >= 0,
         referring_mask=labels[:, -1] >= 0,
-        image_labels=labels,
+        labels=labels,
         images=final.prompt.images,
     )
 

@@ -216,11 +216,11 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _names(self, embedded: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["grounding_mask"]
-        return scatter_to_tokens(self._chosen(embedded[mask], batch["image_labels"][mask][:, :2]), mask)
+        return scatter_to_tokens(self._chosen(embedded[mask], batch["labels"][mask][:, :2]), mask)
 
     def _places(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["grounding_mask"]
-        return scatter_to_tokens(self._chosen(middle[mask], batch["image_labels"][mask][:, 2:5]), mask)
+        return scatter_to_tokens(self._chosen(middle[mask], batch["labels"][mask][:, 2:5]), mask)
 
     def _chosen(self, features: Tensor, words: Tensor) -> Tensor:
         """[N] mean log-probability of `words` [N, K] given features [N, D]; -1 is no word.
@@ -239,7 +239,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def _referring(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Balanced: most image tokens show something else."""
         mask = batch["referring_mask"]
-        named = batch["image_labels"][mask][:, -1]
+        named = batch["labels"][mask][:, -1]
         words = torch.tensor(self.family.referring_words, device=middle.device)
         scores = self.family.word_logits(middle[mask], words).log_softmax(-1)
         right = scores.gather(-1, named[:, None])[:, 0]

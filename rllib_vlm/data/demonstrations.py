@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rllib_vlm.data.schema import (
+    ADDED,
     MANIFEST,
     SCHEMA,
     Manifest,
@@ -297,7 +298,9 @@ class DemonstrationReader:
             file = self._file(path)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is torn or not Parquet ({error}). {_AGAIN}") from error
-        if not file.schema_arrow.equals(SCHEMA):
+        columns = file.schema_arrow
+        expected = pa.schema([f for f in SCHEMA if f.name in columns.names or f.name not in ADDED])
+        if not columns.equals(expected):
             raise DataError(f"{path} does not have the columns of this format. {_AGAIN}")
         if file.num_row_groups != episodes:
             raise DataError(

@@ -8,20 +8,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from rllib_vlm.data.images import CODECS, Codec, decode_image, encode_image
 from rllib_vlm.errors import DataError, UnknownNameError
-from rllib_vlm.types import Demonstration, Image
+from rllib_vlm.types import Demonstration, Detection, Image, Mention
 
 FORMAT = "rllib_vlm.demonstrations"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 _TEXT = pa.string()
+_DETECTION = pa.struct(
+    {
+        "image": pa.int32(), "x": pa.float64(), "y": pa.float64(), "words": _TEXT, "place": _TEXT,
+        "named": pa.bool_(), "pixels": pa.float64(),
+    }
+)  # fmt: skip
 SCHEMA = pa.schema(
     [
         pa.field("episode", pa.int64(), nullable=False),  # position in the manifest's seeds
@@ -34,6 +40,9 @@ SCHEMA = pa.schema(
         pa.field("observation", _TEXT, nullable=False),  # what the expert says it sees
         pa.field("reasoning", _TEXT, nullable=False),
         pa.field("prediction", _TEXT, nullable=False),
+        pa.field("questions", pa.list_(pa.list_(_TEXT)), nullable=True),  # [question, answer] each
+        pa.field("detections", pa.list_(_DETECTION), nullable=True),  # fields as in `types.Detection`
+        pa.field("mentions", pa.list_(pa.struct({"words": _TEXT, "named": pa.bool_()})), nullable=True),
         pa.field("reward", pa.float64(), nullable=False),
         pa.field("terminated", pa.bool_(), nullable=False),
         pa.field("truncated", pa.bool_(), nullable=False),
@@ -44,6 +53,7 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+ADDED = ("questions", "detections", "mentions")  # by version 2; folders of version 1 lack them
 _ALWAYS = ("episode", "turn")
 
 
@@ -218,6 +228,9 @@ def to_table(episode: RecordedEpisode, codec: Codec) -> pa.Table:
         "observation": [t.demonstration.observation for t in turns],
         "reasoning": [t.demonstration.reasoning for t in turns],
         "prediction": [t.demonstration.prediction for t in turns],
+        "questions": [[list(q) for q in t.demonstration.questions] for t in turns],
+        "detections": [[asdict(d) for d in t.demonstration.detections] for t in turns],
+        "mentions": [[asdict(m) for m in t.demonstration.mentions] for t in turns],
         "reward": [float(t.reward) for t in turns],
         "terminated": [i == last and episode.terminated for i in range(n)],
         "truncated": [i == last and episode.truncated for i in range(n)],
@@ -239,10 +252,17 @@ def from_table(table: pa.Table, *, decode_images: bool) -> RecordedEpisode:
 
     text, actions, rewards = column("text", ""), column("actions", ()), column("reward", 0.0)
     said = {name: column(name, "") for name in ("observation", "reasoning", "prediction")}
+    asked, shown, told = column("questions", ()), column("detections", ()), column("mentions", ())
     turns = []
     for i, encoded in enumerate(column("images", ())):
         images, data = _pixels(encoded, decode_images)
-        demonstration = Demonstration(actions=tuple(actions[i]), **{k: v[i] for k, v in said.items()})
+        demonstration = Demonstration(
+            actions=tuple(actions[i]),
+            questions=tuple((question, answer) for question, answer in asked[i]),
+            detections=tuple(Detection(**values) for values in shown[i]),
+            mentions=tuple(Mention(**values) for values in told[i]),
+            **{k: v[i] for k, v in said.items()},
+        )
         turns.append(
             RecordedTurn(
                 demonstration=demonstration,

@@ -10,7 +10,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.data import RecordedEpisode
-from rllib_vlm.env.rollout import PromptRendering
+from rllib_vlm.env.rollout import Lesson, PromptRendering
 from rllib_vlm.sims.base import Observation
 from rllib_vlm.types import Completion, Demonstration, Image, ParsedAction
 
@@ -19,6 +19,7 @@ def recorded_episode(
     recorded: RecordedEpisode,
     render: PromptRendering,
     answer: Callable[[Demonstration], Completion],
+    lesson: Lesson,
 ) -> SingleAgentEpisode:
     """The episode whose actions are the expert's answers. A turn in which the expert gives up ends it.
 
@@ -26,6 +27,7 @@ def recorded_episode(
         recorded: as read from disk.
         render: prompts of episodes (the env-to-module pipeline).
         answer: the expert's turn as tokens.
+        lesson: what goes beyond the answer, as for an expert that plays.
     """
     episode = SingleAgentEpisode()
     episode.custom_data.update(
@@ -46,13 +48,16 @@ def recorded_episode(
         if not said.actions:
             break
         last = i + 1 == len(turns)
+        label = answer(said)
+        prompt, asked = lesson(said, render([episode])[0], label, len(turn.images))
         outputs = {
-            VLMColumns.PROMPT: render([episode])[0],
+            VLMColumns.PROMPT: prompt,
             VLMColumns.PARSED: ParsedAction(valid=True, actions=said.actions),
+            VLMColumns.FOLLOWUPS: asked,
         }
         episode.add_env_step(
             observation=_observation(*views[i + 1]),
-            action=answer(said),
+            action=label,
             reward=turn.reward,
             infos={},
             terminated=last and recorded.terminated,

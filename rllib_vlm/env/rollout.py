@@ -33,6 +33,8 @@ Mixing = Literal["turn", "episode"]
 EventHook = Callable[[str, SingleAgentEpisode, int], None]
 EpisodeQueue = GroupQueue[SingleAgentEpisode]
 _WAIT_S = 0.5
+# A turn's prompt with what its last n images show, and the turns of the questions that follow its answer.
+Lesson = Callable[[Demonstration, Prompt, Completion, int], tuple[Prompt, list[Turn]]]
 
 
 class PromptRendering(Protocol):
@@ -54,8 +56,7 @@ class DemonstrationSettings:
 
     # The expert's turn as the tokens the model should have said.
     answer: Callable[[Demonstration], Completion]
-    # The prompt with what its last n images show, and the turns of the questions that follow the answer.
-    lesson: Callable[[Demonstration, Prompt, Completion, int], tuple[Prompt, list[Turn]]]
+    lesson: Lesson
     policy_share: float = 0.0  # probability that the policy acts
     mixing: Mixing = "turn"  # drawn anew each turn, or once for the episode
 

@@ -187,7 +187,9 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     def _read_demonstrations(self, indices: Sequence[int], path: str) -> list[SingleAgentEpisode]:
         with DemonstrationReader(path) as reader:
             episodes = [
-                recorded_episode(reader.read(index), self._render_prompts, self._expert_completion)
+                recorded_episode(
+                    reader.read(index), self._render_prompts, self._expert_completion, self._lesson
+                )
                 for index in indices
             ]
         return [e for e in episodes if len(e)]
@@ -400,10 +402,10 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     def _lesson(
         self, shown: Demonstration, prompt: Prompt, answer: Completion, images: int
     ) -> tuple[Prompt, list[Turn]]:
-        """What goes beyond the answer: what the images show, and questions, each after the answer before it."""
+        """What goes beyond the answer: what the observation shows, and questions, each after the answer before it."""
         family = self.module.family
-        if shown.detections:
-            prompt = family.label(prompt, shown.detections, images=images)
+        if shown.detections or shown.mentions:
+            prompt = family.label(prompt, shown.detections, images=images, mentions=shown.mentions)
         turns: list[Turn] = []
         so_far = np.concatenate([prompt.token_ids, answer.token_ids])
         for question, reply in shown.questions:

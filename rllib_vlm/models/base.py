@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
+from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +79,19 @@ class VLMFamily(Protocol):
     def encode(self, messages: Sequence[Message]) -> Prompt:
         """Messages to a prompt that ends where the assistant's answer begins."""
 
-    def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
-        """The prompt with `shown` filled in; the detections are of its last `images` images."""
+    def label(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Detection],
+        *,
+        images: int,
+        mentions: Sequence[Mention] = (),
+    ) -> Prompt:
+        """The prompt with `shown` filled in.
+
+        The detections are of its last `images` images; the mentions stand in the text of its last message, in
+        this order.
+        """
 
     def crops(
         self,

@@ -29,7 +29,7 @@ from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_p
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.stopping import StopStrings
-from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
+from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
 CROP = 2  # image tokens along a side of a cut around a thing
 _LEAST_PIXELS, _MOST_SHARE = (
@@ -124,14 +124,32 @@ class Qwen25VL:
         ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
         return Prompt(token_ids=ids, images=images, text=text)
 
-    def label(self, prompt: Prompt, detections: Sequence[Detection], *, images: int) -> Prompt:
-        """The prompt with `shown` filled in; the detections are of its last `images` images."""
+    def label(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Detection],
+        *,
+        images: int,
+        mentions: Sequence[Mention] = (),
+    ) -> Prompt:
+        """The prompt with `shown` filled in.
+
+        The detections are of its last `images` images; the mentions stand in the text of its last message, in
+        this order. A mention that is not found (its words run into others) gets no label.
+        """
         shown = np.full((6, len(prompt.token_ids)), -1, np.int64)
         where = np.flatnonzero(prompt.token_ids == self.image_token_id)
         grids = [tuple(size // self.images.unit for size in image.shape[:2]) for image in prompt.images]
         starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
         first = len(grids) - images
         shown[-1, where[starts[first] :]] = 0
+        ends = len(prompt.token_ids)
+        for mention in reversed(mentions):  # from the end: earlier messages may tell of the same things
+            name = np.array(self._words(f" {mention.words}"))
+            begins = _last_of(name, prompt.token_ids[:ends])
+            if begins is not None:
+                ends = begins
+                shown[-1, begins + len(name) - 1] = mention.named
         for found in reversed(detections):
             rows, columns = grids[first + found.image]
             row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
@@ -397,6 +415,15 @@ class Qwen25VL:
             where = is_image.flatten().nonzero()[:, 0]
             x = x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
         return x, positions
+
+
+def _last_of(words: NDArray[np.int64], ids: NDArray[np.int64]) -> int | None:
+    """Where `words` begin for the last time in `ids`; None where they do not occur."""
+    if len(words) > len(ids):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(words))
+    found = np.flatnonzero((windows == words).all(1))
+    return int(found[-1]) if len(found) else None
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,11 +28,11 @@ from rllib_vlm.sims.household.tasks import (
     TaskName,
     item_words,
 )
-from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, proprioception
+from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, listed, proprioception
 from rllib_vlm.sims.household.tour import TOUR_ITEMS, TOUR_TURNS, Guide, viewpoint
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
-from rllib_vlm.types import ActionSet, Detection
+from rllib_vlm.types import ActionSet, Detection, Mention
 
 if TYPE_CHECKING:
     from rllib_vlm.sims.household.expert import ExpertKind
@@ -257,8 +257,8 @@ class Household(Simulator):
         start = episode.start
         self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))
         self._scene = Scene(self.world, episode.house, episode.place.nav)
-        self._begin(episode)
         self._tour = rng if options.get("tour") else None
+        self._begin(episode)
         self._look_elsewhere()
         info: Info = {
             "instruction": episode.task.instruction, "task": name, "house": episode.house.seed, "split": split,
@@ -281,9 +281,10 @@ class Household(Simulator):
         from rllib_vlm.sims.household.lengths import expert_length
 
         start = episode.start
+        tours = self._tour is not None  # goes nowhere, so nothing is to be planned
         self._record = EpisodeRecord(
-            expert_length=expert_length(episode, self.world.robot),
-            shortest_path_m=self._shortest_path(episode),
+            expert_length=0 if tours else expert_length(episode, self.world.robot),
+            shortest_path_m=0.0 if tours else self._shortest_path(episode),
         )
         self._limit = self.settings.max_steps[episode.task.name]
         self._asking = np.random.default_rng([episode.seed, len(episode.house.items)])
@@ -522,6 +523,12 @@ class Household(Simulator):
         if self.settings.observation == "text":
             return ()
         return detections(self._scene, self.where, self.task.targets)
+
+    def mentions(self, named: Collection[str]) -> tuple[Mention, ...]:
+        """The things of which the observation's text tells, where it does; `named` are the ids of those asked for."""
+        if self.settings.observation == "vision":
+            return ()
+        return tuple(Mention(words=s.words, named=s.id in named) for s in listed(self._scene))
 
     def ask(self) -> tuple[tuple[str, str], ...]:
         """The questions that go with an expert's present turn, and their answers."""

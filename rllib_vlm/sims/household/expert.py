@@ -81,7 +81,7 @@ class HouseholdExpert:
         return Demonstration(
             actions=move.actions, observation=text, reasoning=reasoned(move.subgoal, self.task),
             prediction=predicted(move.subgoal, self.task), questions=self.env.ask(),
-            detections=self.env.shown(),
+            detections=self.env.shown(), mentions=self.env.mentions(memory.targets | memory.receptacles),
         )  # fmt: skip
 
     # ----- what both kinds do once they know enough

@@ -34,13 +34,17 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
     """
     room = scene.room
     lines = [f"in the {room.type}" if room is not None else "in a doorway"]
-    seen = [s for s in scene.look() if s.id != scene.world.robot.held]
-    for thing in seen[:max_lines]:
+    for thing in listed(scene, max_lines=max_lines):
         elsewhere = thing.kind == "furniture" and thing.room != (room.type if room is not None else None)
         where = f" in {thing.room}" if elsewhere else ""
         lines.append(f"{thing.words}{where} {exact_place(thing, scene.world.robot)}")
     lines.append(proprioception(scene.world.robot, held, failed))
     return "; ".join(lines)  # not line by line: after a blank, a name is the same token everywhere
+
+
+def listed(scene: Scene, *, max_lines: int = MAX_LINES) -> list[Sighting]:
+    """The visible things of which `describe` tells, in its order."""
+    return [s for s in scene.look() if s.id != scene.world.robot.held][:max_lines]
 
 
 def exact_place(seen: Sighting, robot: RobotState) -> str:

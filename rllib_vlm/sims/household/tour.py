@@ -17,8 +17,8 @@ from rllib_vlm.sims.household.planner import Pose
 from rllib_vlm.sims.household.robot import STOWED
 from rllib_vlm.types import Demonstration, Detection
 
-TOUR_ITEMS = (16, 24)  # objects of a toured house
-TOUR_TURNS = 16
+TOUR_ITEMS = (14, 20)  # objects of a toured house; more seldom fit, and drawing again takes long
+TOUR_TURNS = 20
 _REACH_M = (0.6, 1.2, 2.0, 3.5)  # a viewpoint lies at most so far from what it looks at, one of these
 _ASIDE_DEG = 20.0  # spread around looking straight at it
 _SIDE_SHARE, _LIFT_SHARE, _ARM_SHARE = 0.4, 0.4, 0.25  # of views: with the side camera, lift moved, arm out

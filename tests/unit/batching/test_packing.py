@@ -30,7 +30,7 @@ def make_row(length, sizes=(), seed=0):
         turn_ends=sampled,
         grounding_mask=sampled[::-1].copy(),
         referring_mask=sampled.copy(),
-        image_labels=rng.integers(-1, 50, (length, 6)),
+        labels=rng.integers(-1, 50, (length, 6)),
         images=tuple(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes),
     )
 

@@ -15,7 +15,7 @@ from rllib_vlm.core.rl_module import VLMRLModule, _rows
 from rllib_vlm.models.initialization import FILTER_NORM, cosine_filters, match_content
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.sims.household.env import Household
-from rllib_vlm.types import Completion, Detection, Message, ParsedAction, Prompt, Trajectory, Turn
+from rllib_vlm.types import Completion, Detection, Mention, Message, ParsedAction, Prompt, Trajectory, Turn
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 160, 30), "blue": (20, 50, 240)}
 
@@ -62,6 +62,26 @@ def test_an_image_in_which_nothing_is_found_keeps_its_place() -> None:
     tokens = np.flatnonzero(prompt.token_ids == family.image_token_id)
     assert prompt.shown is not None
     assert np.flatnonzero(prompt.shown[0] >= 0).tolist() == [tokens[1]]
+
+
+def test_what_a_text_tells_of_is_labelled_where_its_name_ends() -> None:
+    family = Qwen25VL.build({**MODEL, "vocab_size": 1024})
+    messages = [
+        Message(role="system", text="fetch the red mug"),
+        Message(
+            role="user", text="in the kitchen; red mug left 12 8; oak table right 6 9; oak table ahead 0 20"
+        ),
+    ]
+    prompt = family.encode(messages)
+    told = [Mention(words="red mug", named=True), *[Mention(words="oak table", named=False)] * 2]
+    shown = family.label(prompt, [], images=0, mentions=[*told, Mention(words="cyan sofa", named=True)]).shown
+    assert shown is not None and (shown[:-1] == -1).all()
+    labelled = np.flatnonzero(shown[-1] >= 0)
+    mug, table = (int(family.encode_answer(words)[-2]) for words in (" red mug", " oak table"))
+    assert prompt.token_ids[labelled].tolist() == [mug, table, table]
+    assert shown[-1, labelled].tolist() == [1, 0, 0]
+    # The instruction's mug stands before the message that tells where one is.
+    assert labelled[0] > np.flatnonzero(prompt.token_ids == mug)[0]
 
 
 def test_a_cut_shows_the_thing_and_what_stands_beside_it_and_says_so() -> None:
@@ -169,7 +189,7 @@ def test_places_and_what_is_named_are_told_from_the_middle_of_the_language_model
     batch = to_torch(pack(rows, max_tokens=200))  # several packed rows, with padding
     out = module.forward_train(batch, with_grounding=True)
     depths = module.family.depths(_rows(batch))
-    named, family = batch["image_labels"][..., -1], module.family
+    named, family = batch["labels"][..., -1], module.family
     assert torch.equal(batch["referring_mask"], batch["token_ids"] == family.image_token_id)
     assert int((named == 1).sum()) == len(rows) == int(batch["grounding_mask"].sum())
     scores = family.word_logits(depths.middle, torch.tensor(family.referring_words)).log_softmax(-1)
@@ -179,7 +199,7 @@ def test_places_and_what_is_named_are_told_from_the_middle_of_the_language_model
     assert not out[VLMColumns.REFERRING][~where].any()
     # "left 24 8" in all of them: three words, each among those three.
     where = batch["grounding_mask"]
-    words = batch["image_labels"][where][0, 2:5]
+    words = batch["labels"][where][0, 2:5]
     places = family.word_logits(depths.middle[where], words.sort().values).log_softmax(-1).mean(-1)
     names = module.forward_train(batch, with_grounding=True, with_logprobs=False)[VLMColumns.GROUNDING]
     torch.testing.assert_close(out[VLMColumns.GROUNDING][where], names[where] + places)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rllib_vlm.data import Manifest, RecordedEpisode, RecordedTurn
-from rllib_vlm.types import Demonstration
+from rllib_vlm.types import Demonstration, Detection, Mention
 
 
 @pytest.fixture
@@ -35,6 +35,9 @@ def make_episode(manifest):
                         observation=f"o{t}",
                         reasoning="",
                         prediction=f"p{t}",
+                        questions=(("where?", "there"),) * (t % 2),
+                        detections=(Detection(image=t % 2, x=0.25, y=0.5, words="red mug", pixels=40.0),) * t,
+                        mentions=(Mention(words="red mug", named=t > 0), Mention(words="bed", named=False)),
                     ),
                     text=f"text {t} ü",
                     images=tuple(images[t]),

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rllib_vlm.data import DemonstrationReader, DemonstrationWriter
-from rllib_vlm.data.schema import SCHEMA, Manifest
+from rllib_vlm.data.schema import ADDED, SCHEMA, Manifest
 from rllib_vlm.errors import DataError, UnknownNameError
 
 
@@ -41,6 +41,22 @@ def test_episodes_come_back_as_they_were_written(folder, make_episode):
     assert math.isnan(reader.read(0).metrics["sel"])
 
 
+def test_folders_of_the_first_version_are_read_without_what_came_later(folder, make_episode):
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path).drop_columns(list(ADDED))
+        groups = np.flatnonzero(np.array(table.column("turn")) == 0)
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for first, end in zip(groups, [*groups[1:], table.num_rows], strict=True):
+                writer.write_table(table.slice(first, end - first))
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))
+    with DemonstrationReader(folder) as reader:
+        written = make_episode(5, turns=3).turns
+        for read in (reader.read(5), reader.read(5, columns=["images", "actions", "mentions"])):
+            assert [t.demonstration.actions for t in read.turns] == [t.demonstration.actions for t in written]
+            assert not any(t.demonstration.detections or t.demonstration.mentions for t in read.turns)
+
+
 def test_shards_hold_at_most_what_was_asked_for(folder):
     names = sorted(path.name for path in folder.glob("*.parquet"))
     assert names == [f"episodes-{a:08d}-{b:08d}.parquet" for a, b in ((0, 4), (4, 8), (8, 10))]
@@ -49,7 +65,7 @@ def test_shards_hold_at_most_what_was_asked_for(folder):
 def test_manifest_says_where_the_episodes_come_from_and_how_many_there_are(folder):
     body = json.loads((folder / "manifest.json").read_text())
     assert body["format"] == "rllib_vlm.demonstrations"
-    assert body["version"] == 1
+    assert body["version"] == 2
     assert body["seeds"] == [[100, 10]]
     assert body["counts"] == {"episodes": 10, "turns": 19, "successes": 9}
     assert body["complete"] is True
@@ -210,7 +226,7 @@ def test_missing_folders_say_what_to_do(tmp_path):
     ("change", "message"),
     [
         ({"format": "lerobot"}, "'lerobot'"),
-        ({"version": 2}, "Upgrade"),
+        ({"version": 3}, "Upgrade"),
         ({"version": "1"}, "Upgrade"),
         ({"seeds": None}, "damaged"),
         ({"seeds": [[3, 2], [4, 1]]}, "seed 4 twice"),

@@ -297,3 +297,26 @@ def test_close_and_go_on() -> None:
     env.close()
     assert np.array_equal(first["text"], env.reset(seed=4)[0]["text"])
     env.close()
+
+
+def test_the_expert_says_which_of_the_things_in_the_text_are_asked_for() -> None:
+    env = Household(observation="text", tasks=["Fetch"], rooms=(2, 3))
+    told = named = 0
+    for seed in range(4):
+        observation, _ = env.reset(seed=seed)
+        expert, over = env.expert(max_actions=5), False
+        targets = {f"{i.color} {i.type}" for i in env.episode.house.items if i.id in env.task.targets}
+        while not over:
+            shown = expert()
+            listed = observation["text"].split("; ")
+            for mention, line in zip(shown.mentions, listed[1:], strict=False):
+                assert line.startswith(mention.words)
+            assert len(shown.mentions) == len(listed) - 2
+            told += len(shown.mentions)
+            named += sum(m.named for m in shown.mentions)
+            assert {m.words for m in shown.mentions if m.words in targets and not m.named} == set()
+            observation, _, terminated, truncated, _ = env.turn(shown.actions)
+            over = terminated or truncated
+    env.close()
+    assert 0 < named < told
+    assert Household(observation="vision").mentions([]) == ()
