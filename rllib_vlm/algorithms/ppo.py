@@ -23,7 +23,6 @@ class VLMPPOConfig(VLMAlgorithmConfig):
         self.group_size = 1
         self.groups_per_update = 64
         self.value_loss_coeff = 0.5
-        self.value_clip = 0.5
         self.normalize_advantages = True
         self.num_epochs = 2
         self.minibatch_size = 64

@@ -47,6 +47,7 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "simulator_process": ("inline", "subprocess"),
         "warm_start_mixing": ("turn", "episode"),
         "warm_start_precision": ("float32", "bfloat16"),
+        "precision": ("float32", "bfloat16"),
         "optimizer_type": get_args(Optimizer),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),

@@ -164,6 +164,7 @@ class VLMAlgorithm(Algorithm):
             seed=self._update_seed(),
             normalize_advantages=config.normalize_advantages,
             drop_uninformative=config.drop_uninformative,
+            precision=config.precision,
         )
         self._learn(episodes, plan)
         state.updates += 1

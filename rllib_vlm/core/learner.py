@@ -145,6 +145,9 @@ class VLMTorchLearner(TorchLearner):
 
     def _forward(self, tensors: dict[str, Tensor], plan: UpdatePlan) -> dict[str, Tensor]:
         active = plan.losses.active
+        if active.keys() == {"value"}:  # a critic that warms up must not move the policy
+            values = self._vlm_module.compute_values(tensors, head_only=True, precision=plan.precision)
+            return {VLMColumns.VALUES: values}
         imitates = "imitation" in active
         with_entropy = "entropy" in active or (self.config.log_entropy and not imitates)
         out: dict[str, Tensor] = self.module[DEFAULT_MODULE_ID].forward_train(
@@ -159,7 +162,9 @@ class VLMTorchLearner(TorchLearner):
         )
         if "kl" in active:
             with torch.no_grad():
-                reference = self._reference.forward_train(tensors, with_values=False)
+                reference = self._reference.forward_train(
+                    tensors, with_values=False, precision=plan.precision
+                )
             tensors["reference_logprobs"] = reference[VLMColumns.LOGPROBS]
         return out
 

@@ -168,9 +168,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
         """
         mask = batch["turn_ids"] >= 0
-        device = batch["token_ids"].device.type
-        fast = precision == "bfloat16"
-        with torch.autocast(device, torch.bfloat16, enabled=fast, cache_enabled=False):
+        with _products(batch["token_ids"].device, precision):
             if not with_logprobs:
                 embedded = self.family.embedded(_rows(batch))
             else:
@@ -201,13 +199,27 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return out
 
     @override(ValueFunctionAPI)
-    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """[B, L] values of the states before the sampled tokens of a packed batch, 0 elsewhere."""
-        mask = batch["turn_ids"] >= 0
-        return self._values(gather_predicting(self._hidden(batch), mask), mask, batch)
+    def compute_values(
+        self,
+        batch: dict[str, Any],
+        embeddings: Any = None,
+        *,
+        head_only: bool = False,
+        precision: str = "float32",
+    ) -> Tensor:
+        """[B, L] values of the states before the sampled tokens of a packed batch, 0 elsewhere.
 
-    def _hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self.family.hidden(_rows(batch))
+        Args:
+            batch: as of `_forward_train`.
+            embeddings: RLlib's; not used.
+            head_only: gradients reach the value head alone.
+            precision: as of `_forward_train`.
+        """
+        mask = batch["turn_ids"] >= 0
+        trains = torch.is_grad_enabled() and not head_only
+        with torch.set_grad_enabled(trains), _products(batch["token_ids"].device, precision):
+            hidden = self.family.hidden(_rows(batch))
+        return self._values(gather_predicting(hidden, mask), mask, batch)
 
     # What image tokens show is taught where it is needed: names at the output of the vision tower, so that
     # attention can compare them with words; where a thing is, and whether the instruction names it, in the
@@ -347,6 +359,12 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             head = root / _VALUE_HEAD_FILE
             if self.has_value_head and head.is_file():
                 self.value_head.load_state_dict(load_file(head))
+
+
+def _products(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which matrix products run in this precision."""
+    fast = precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast, cache_enabled=False)
 
 
 def _rows(batch: Mapping[str, Tensor]) -> TokenRows:

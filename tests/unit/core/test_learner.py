@@ -16,6 +16,7 @@ from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import INDEX
 from rllib_vlm.core.learner import VLMTorchLearner
 from rllib_vlm.core.loss_terms import LOSS_TERMS
+from rllib_vlm.core.rl_module import _rows
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.credit.gae import TokenGAE
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
@@ -58,7 +59,7 @@ def turns_alone(trajectory):
 def score_alone(module, row):
     """Log-probs, entropies and values of the sampled tokens of one row, written out."""
     batch = to_torch(pad([row]))
-    hidden = module._hidden(batch)[0]  # noqa: SLF001
+    hidden = module.family.hidden(_rows(batch))[0]
     where = np.flatnonzero(row.sampled)
     states = hidden[where - 1]
     logprobs = torch.log_softmax(module.family.logits(states), -1)
@@ -195,6 +196,19 @@ def test_frozen_parts_do_not_move_and_the_head_has_its_own_rate():
         if name.startswith("model.model.visual."):
             assert not parameter.requires_grad and parameter.grad is None
     assert not torch.equal(module.value_head.outer.bias.detach(), before["value_head.outer.bias"])
+
+
+def test_a_critic_that_warms_up_moves_nothing_but_its_head():
+    config, learner, module, episodes = prepare("vision", value_loss_coeff=0.5)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    plan = plan_of(config, losses=config.loss_settings(critic_only=True), lr=1e-2)
+    result = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    moved = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(name.startswith("value_head.") for name in moved)
+    assert float(result["value_loss"].peek()) > 0.0
+    # Elsewhere it reads features that learn with it.
+    learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2), timesteps={})
+    assert any(not torch.equal(p, before[n]) for n, p in module.named_parameters() if n not in moved)
 
 
 def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():

@@ -8,7 +8,7 @@ from tiny import MODEL
 
 from rllib_vlm.batching.packing import pack, to_torch
 from rllib_vlm.core.columns import VLMColumns
-from rllib_vlm.core.rl_module import VLMRLModule
+from rllib_vlm.core.rl_module import VLMRLModule, _rows
 from rllib_vlm.errors import ModelError
 from rllib_vlm.models.sampling import token_logprobs
 from rllib_vlm.types import Message, SamplingParams
@@ -34,7 +34,7 @@ def test_log_probs_and_entropy_are_those_of_the_sampling_distribution(module):
     sampling = SamplingParams(temperature=0.6, top_p=0.9)
     with torch.no_grad():
         out = module.forward_train(batch, with_entropy=True, sampling=sampling)
-        hidden = module._hidden(batch)  # noqa: SLF001
+        hidden = module.family.hidden(_rows(batch))
     mask = batch["turn_ids"] >= 0
     b, t = 0, int(mask[0].nonzero()[0, 0])
     logits = module.family.logits(hidden[b, t - 1])
