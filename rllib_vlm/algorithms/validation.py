@@ -11,6 +11,7 @@ from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
+from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
 from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.reduce import Reduction
@@ -89,8 +90,21 @@ def _check_credit(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _environment(c: VLMAlgorithmConfig) -> Iterator[str]:
-    if isinstance(c.env, str):
-        yield from check_simulator(c.env, c.env_config)
+    if not isinstance(c.env, str):
+        return
+    yield from check_simulator(c.env, c.env_config)
+    try:
+        simulator = registry.resolve("simulators", c.env)
+    except RLlibVLMError:
+        return  # said already
+    known: tuple[str, ...] | None = getattr(simulator, "reset_options", None)
+    given = {"reset_options": c.reset_options, "warm_start_grounding_options": c.warm_start_grounding_options}
+    if known is None:
+        return
+    for setting, options in given.items():
+        for name in options if isinstance(options, dict) else ():
+            if name not in known:
+                yield f"{setting}: {c.env!r} has no {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
 
 
 def check_simulator(name: str, config: Any) -> Iterator[str]:
@@ -188,6 +202,9 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield f"grad_clip_by is {c.grad_clip_by!r}; only 'global_norm' is supported"
     if c.curriculum is not None:
         yield from _curriculum(c.curriculum)
+    if c.warm_start_updates and c.warm_start_demonstrations is not None:
+        path = c.warm_start_demonstrations
+        yield from _attempt("warm_start_demonstrations", lambda: DemonstrationReader(path).close())
     if not (c.enable_rl_module_and_learner and c.enable_env_runner_and_connector_v2):
         yield "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay true"
     if c.is_multi_agent:

@@ -44,6 +44,7 @@ class Simulator(gym.Env[Observation, int]):
     """
 
     actions: ClassVar[ActionSet]
+    reset_options: ClassVar[tuple[str, ...] | None] = None  # names that `reset` knows; None: anything
     description: ClassVar[str]  # for the system prompt: who acts, in what world, what each action does
 
     @classmethod

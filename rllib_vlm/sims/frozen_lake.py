@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.errors import ConfigErrors, SimulatorError
+from rllib_vlm.errors import ConfigErrors, SimulatorError, UnknownNameError
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.types import ActionSet, Demonstration
 
@@ -150,6 +150,7 @@ class FrozenLake(Simulator):
     actions: ClassVar[ActionSet] = ActionSet(
         names=tuple(_MOVES), aliases={"l": "left", "d": "down", "r": "right", "u": "up"}
     )
+    reset_options: ClassVar[tuple[str, ...]] = ("split", "level")
     description: ClassVar[str] = (
         "You walk on a frozen lake, seen from above. Reach the gift and keep out of the holes. "
         "Each action moves you by one cell: left, down, right or up. "
@@ -233,9 +234,13 @@ class FrozenLake(Simulator):
 
         Raises:
             SimulatorError: an option has a value it cannot have.
+            UnknownNameError: there is no such option.
         """
         super().reset(seed=seed)
         options = options or {}
+        for name in options:
+            if name not in self.reset_options:
+                raise UnknownNameError("FrozenLake.reset options", name, self.reset_options)
         split = options.get("split", "train")
         level = float(options.get("level", 1.0))
         if split not in ("train", "heldout"):

@@ -37,6 +37,16 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Heads of attention: of text, its keys and values, and pictures; and the rotary frequencies of each axis."""
+
+    text: int
+    key_value: int
+    vision: int
+    mrope_section: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Keys of `rl_module.model_config` that this family reads."""
 
@@ -99,9 +109,34 @@ class ModelConfig:
             raise ModelError(
                 f"give either checkpoint (a directory or hub name) or size ({', '.join(SIZES)}); got {got}"
             )
+        if result.size is not None:
+            result.heads  # noqa: B018  (raises)
         result._check("dtype", DTYPES)
         result._check("attn_implementation", ATTENTION)
         return result
+
+    @property
+    def heads(self) -> Heads:
+        """How attention is dealt out in a model without a checkpoint.
+
+        Raises:
+            ModelError: sizes do not fit.
+        """
+        heads = self.num_heads or max(1, self.hidden_size // 32)
+        kv_heads = self.num_kv_heads or (heads // 2 if heads % 2 == 0 else heads)
+        vision = self.vision_heads or max(1, self.vision_hidden // 32)
+        _check_heads("hidden_size", self.hidden_size, "num_heads", heads, 4)
+        _check_heads("num_heads", heads, "num_kv_heads", kv_heads, 1)
+        _check_heads("vision_hidden", self.vision_hidden, "vision_heads", vision, 4)
+        half = self.hidden_size // heads // 2
+        side = 3 * half // 8
+        sections = self.mrope_section or (half - 2 * side, side, side)
+        if len(sections) != 3 or min(sections) < 1 or sum(sections) != half:
+            raise ModelError(
+                f"mrope_section is {list(sections)}: give three numbers from 1 up that add up to {half}, "
+                "half a head's size"
+            )
+        return Heads(text=heads, key_value=kv_heads, vision=vision, mrope_section=tuple(sections))
 
     def _check(self, key: str, known: Any) -> None:
         value = getattr(self, key)
@@ -139,32 +174,20 @@ def load(config: ModelConfig) -> Loaded:
 def _from_size(config: ModelConfig) -> Loaded:
     texts = load_corpus(config.corpus) if config.tokenizer_texts is None else config.tokenizer_texts
     tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, words=config.tokenizer_words)
-    heads = config.num_heads or max(1, config.hidden_size // 32)
-    kv_heads = config.num_kv_heads or (heads // 2 if heads % 2 == 0 else heads)
-    vision_heads = config.vision_heads or max(1, config.vision_hidden // 32)
-    _check_heads("hidden_size", config.hidden_size, "num_heads", heads, 4)
-    _check_heads("num_heads", heads, "num_kv_heads", kv_heads, 1)
-    _check_heads("vision_hidden", config.vision_hidden, "vision_heads", vision_heads, 4)
-    half = config.hidden_size // heads // 2
-    side = 3 * half // 8
-    sections = config.mrope_section or (half - 2 * side, side, side)
-    if len(sections) != 3 or min(sections) < 1 or sum(sections) != half:
-        raise ModelError(
-            f"mrope_section is {list(sections)}: give three numbers from 1 up that add up to {half}, half a head's size"
-        )
+    heads = config.heads
     model_config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": _round_up(len(tokenizer), 8),
             "hidden_size": config.hidden_size,
             "intermediate_size": config.intermediate_size or 3 * config.hidden_size,
             "num_hidden_layers": config.num_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
+            "num_attention_heads": heads.text,
+            "num_key_value_heads": heads.key_value,
             "max_position_embeddings": 32768,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": config.rope_theta,
-                "mrope_section": list(sections),
+                "mrope_section": list(heads.mrope_section),
             },
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
@@ -175,7 +198,7 @@ def _from_size(config: ModelConfig) -> Loaded:
             "depth": config.vision_depth,
             "hidden_size": config.vision_hidden,
             "intermediate_size": config.vision_intermediate or 3 * config.vision_hidden,
-            "num_heads": vision_heads,
+            "num_heads": heads.vision,
             "patch_size": config.patch_size,
             "spatial_merge_size": config.spatial_merge,
             "out_hidden_size": config.hidden_size,

@@ -133,6 +133,7 @@ class Household(Simulator):
     """
 
     actions: ClassVar[ActionSet] = ACTIONS
+    reset_options: ClassVar[tuple[str, ...]] = options_.RESET_OPTIONS
     description: ClassVar[str] = (
         "You are a robot with an arm in a house. The first picture looks ahead; the second looks to your "
         "right, where your arm reaches out. Actions: move_ahead and move_back drive 0.2 m; rotate_left and "
@@ -238,8 +239,8 @@ class Household(Simulator):
         super().reset(seed=seed)
         options = dict(options or {})
         for key in options:
-            if key not in options_.RESET_OPTIONS:
-                raise UnknownNameError("Household.reset options", key, options_.RESET_OPTIONS)
+            if key not in self.reset_options:
+                raise UnknownNameError("Household.reset options", key, self.reset_options)
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         split: Split = options.get("split") or self.settings.split
         rng = np.random.default_rng([number, options_.SPLITS.index(split)])

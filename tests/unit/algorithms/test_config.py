@@ -76,6 +76,20 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.generation(top_p=0.0), "top_p"),
         (lambda c: c.evaluation(evaluation_at="finale"), "final"),
         (lambda c: c.training(lr=[[0, 1.0]]), "lr_schedule"),
+        (lambda c: c.training(precision="bf16"), "bfloat16"),
+        (lambda c: c.simulation(reset_options={"levle": 1.0}), "reset_options: .*Did you mean 'level'"),
+        (
+            lambda c: c.environment("household").warm_start(grounding_options={"tuor": True}),
+            "grounding_options: 'household' has no 'tuor'. Did you mean 'tour'",
+        ),
+        (
+            lambda c: c.warm_start(updates=1, demonstrations="no/such/demos"),
+            "warm_start_demonstrations: no/such/demos does not exist",
+        ),
+        (
+            lambda c: c.rl_module(model_config={"size": "tiny", "mrope_section": [2, 4]}),
+            r"mrope_section is \[2, 4\]: give three numbers .* add up to 16",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(change, said):

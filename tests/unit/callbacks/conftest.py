@@ -1,15 +1,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-# Helpers made for tests must be importable by name, also in other processes.
-SUPPORT = str(Path(__file__).parents[2] / "support")
-sys.path.insert(0, SUPPORT)
 
 
 @pytest.fixture(scope="package")
