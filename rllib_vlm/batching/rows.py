@@ -38,6 +38,19 @@ if TYPE_CHECKING:
 NUM_LABELS = 6  # rows of `Prompt.shown`
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label that consists of words."""
+
+    rows: slice  # of `Prompt.shown`, in which its tokens stand
+    words: str  # the column of a batch that lists what they are chosen among
+
+
+NAME = Label(slice(0, 2), "name_words")
+PLACE = Label(slice(2, 5), "place_words")
+NAMED = 5  # the row that says whether the instruction names the thing
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One sequence with everything the losses need, off the batch."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,10 @@ class AttachValues(ConnectorV2):
         module = rl_module[DEFAULT_MODULE_ID].unwrapped()
         trajectories: list[Trajectory] = batch[VLMColumns.TRAJECTORIES]
         rows: list[list[Row]] = batch[VLMColumns.ROWS]
-        columns = self._values([row for own in rows for row in own], module)
-        bootstraps = self._bootstraps(trajectories, batch[VLMColumns.FINAL_PROMPTS], module)
+        precision = "float32" if plan is None else plan.precision
+        values_of = partial(self._values, module=module, precision=precision)
+        columns = values_of([row for own in rows for row in own])
+        bootstraps = self._bootstraps(trajectories, batch[VLMColumns.FINAL_PROMPTS], module, values_of)
         filled: list[Trajectory] = []
         valued: list[list[Row]] = []
         for trajectory, own, bootstrap in zip(trajectories, rows, bootstraps, strict=True):
@@ -86,7 +89,11 @@ class AttachValues(ConnectorV2):
         return batch
 
     def _bootstraps(
-        self, trajectories: Sequence[Trajectory], prompts: Sequence[Prompt | None], module: Any
+        self,
+        trajectories: Sequence[Trajectory],
+        prompts: Sequence[Prompt | None],
+        module: Any,
+        values_of: Callable[[Sequence[Row]], Iterator[NDArray[np.float32]]],
     ) -> list[float]:
         """The value after the last turn, 0 where an episode terminated or brings no prompt."""
         ask = [
@@ -94,12 +101,12 @@ class AttachValues(ConnectorV2):
         ]
         rows = [_state_row(prompt, module.family.stop_token_ids[0]) for i in ask if (prompt := prompts[i])]
         bootstraps = [0.0] * len(trajectories)
-        for i, column in zip(ask, self._values(rows, module), strict=True):
+        for i, column in zip(ask, values_of(rows), strict=True):
             bootstraps[i] = float(column[-1])
         return bootstraps
 
     @torch.no_grad()
-    def _values(self, rows: Sequence[Row], module: Any) -> Iterator[NDArray[np.float32]]:
+    def _values(self, rows: Sequence[Row], module: Any, precision: str) -> Iterator[NDArray[np.float32]]:
         """[L] per row, in order."""
         device = next(module.parameters()).device
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
@@ -107,7 +114,8 @@ class AttachValues(ConnectorV2):
             packed = pack(some, max_tokens=self._row_tokens)
             found: dict[int, NDArray[np.float32]] = {}
             for piece in micro_batches(packed, max_tokens=self._micro_batch_tokens):
-                values = module.compute_values(to_torch(piece, device)).float().cpu().numpy()
+                tensors = to_torch(piece, device)
+                values = module.compute_values(tensors, precision=precision).float().cpu().numpy()
                 sources = np.unique(piece["row_ids"][piece["row_ids"] >= 0])
                 found |= zip(sources.tolist(), unpack_column(piece, values), strict=True)
             for i in range(len(some)):

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import Batch, to_torch
+from rllib_vlm.batching.rows import NAME, PLACE
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
 from rllib_vlm.core.optimizers import build_optimizers
@@ -124,12 +125,13 @@ class VLMTorchLearner(TorchLearner):
         columns = batch[DEFAULT_MODULE_ID].columns
         losses = self._plan.losses
         self._totals = self._normalizers(columns, losses)
+        words = self._words(columns) if "grounding" in losses.active else {}
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         world = dist.get_world_size() if self.distributed else 1
         total_loss = 0.0
         for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
-            tensors = to_torch(piece, self._device)
+            tensors = {**to_torch(piece, self._device), **words}
             out = self._forward(tensors, self._plan)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=self.config, batch=tensors, fwd_out=out
@@ -204,6 +206,17 @@ class VLMTorchLearner(TorchLearner):
         if self.distributed:
             dist.all_reduce(parts)
         return dict(zip(names, parts.tolist(), strict=True))
+
+    def _words(self, columns: Batch) -> dict[str, Tensor]:
+        """The words of each label that occur in this step, on any learner: what its words are chosen among."""
+        labels = (NAME, PLACE)
+        occurs = torch.zeros(len(labels), self._vlm_module.family.vocab_size, device=self._device)
+        for row, label in zip(occurs, labels, strict=True):
+            found = torch.from_numpy(columns["labels"][..., label.rows]).unique().to(self._device)
+            row[found[found >= 0]] = 1.0
+        if self.distributed:
+            dist.all_reduce(occurs)
+        return {label.words: row.nonzero()[:, 0] for row, label in zip(occurs, labels, strict=True)}
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rllib_vlm import registry
 from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
-from rllib_vlm.batching.rows import gather_predicting, scatter_to_tokens
+from rllib_vlm.batching.rows import NAME, NAMED, PLACE, Label, gather_predicting, scatter_to_tokens
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.scoring import score_tokens
 from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
@@ -228,30 +228,34 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _names(self, embedded: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["grounding_mask"]
-        return scatter_to_tokens(self._chosen(embedded[mask], batch["labels"][mask][:, :2]), mask)
+        return scatter_to_tokens(self._chosen(embedded[mask], batch, NAME, mask), mask)
 
     def _places(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["grounding_mask"]
-        return scatter_to_tokens(self._chosen(middle[mask], batch["labels"][mask][:, 2:5]), mask)
+        return scatter_to_tokens(self._chosen(middle[mask], batch, PLACE, mask), mask)
 
-    def _chosen(self, features: Tensor, words: Tensor) -> Tensor:
-        """[N] mean log-probability of `words` [N, K] given features [N, D]; -1 is no word.
+    def _chosen(self, features: Tensor, batch: Mapping[str, Tensor], label: Label, mask: Tensor) -> Tensor:
+        """[N] mean log-probability of the words of a label given features [N, D]; 0 where there are none.
 
-        Chosen among the words of the batch, as CLIP does (Radford et al. 2021): against the whole vocabulary,
-        all words that name nothing would be pushed the same way, and grow alike.
+        Chosen among the words of the optimizer step (`batch[label.words]`, sorted; without it, among those of
+        the batch), as CLIP does (Radford et al. 2021): against the whole vocabulary, all words that name nothing
+        would be pushed the same way, and grow alike.
         """
+        words = batch["labels"][mask][:, label.rows]
         given = words >= 0
         if not given.any():
             return features.new_zeros(len(features), dtype=torch.float32)
-        candidates, chosen = words.unique(return_inverse=True)
-        scores = self.family.word_logits(features, candidates.clamp(min=0))
-        scores = scores.masked_fill(candidates < 0, -torch.inf).log_softmax(-1).gather(-1, chosen)
+        candidates = batch.get(label.words)
+        if candidates is None:
+            candidates = words[given].unique()
+        chosen = torch.searchsorted(candidates, words.contiguous()).clamp(max=len(candidates) - 1)
+        scores = self.family.word_logits(features, candidates).log_softmax(-1).gather(-1, chosen)
         return torch.where(given, scores, 0.0).sum(-1) / given.sum(-1).clamp(min=1)
 
     def _referring(self, middle: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Balanced: most image tokens show something else."""
         mask = batch["referring_mask"]
-        named = batch["labels"][mask][:, -1]
+        named = batch["labels"][mask][:, NAMED]
         words = torch.tensor(self.family.referring_words, device=middle.device)
         scores = self.family.word_logits(middle[mask], words).log_softmax(-1)
         right = scores.gather(-1, named[:, None])[:, 0]

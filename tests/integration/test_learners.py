@@ -15,6 +15,7 @@ from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, VLMColumns
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.types import Detection
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -30,17 +31,34 @@ def weights(group):
     return {name: np.array(value) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("minibatch_size", [None, 7])
-def test_two_learners_equal_one(minibatch_size):
+def tell(episodes, family):
+    """Labels every picture, each with other words."""
+    words = [f"{colour} {kind}" for colour in ("red", "blue", "pink") for kind in ("mug", "ball", "duck")]
+    for i, episode in enumerate(episodes):
+        prompts = episode.extra_model_outputs[VLMColumns.PROMPT]
+        for k in range(len(prompts)):
+            found = Detection(
+                image=0, x=0.1, y=0.1, words=words[(i + k) % 9], place=f"left {i} {k}", named=k > 1
+            )
+            prompts[k] = family.label(prompts[k], [found], images=1)
+
+
+@pytest.mark.parametrize(("minibatch_size", "told"), [(None, False), (7, False), (7, True)])
+def test_two_learners_equal_one(minibatch_size, told):
     config = tiny_config("ppo", observation="vision").training(normalize_advantages=True, row_tokens=160)
     runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
     episodes = runner.sample(num_episodes=9)
     spaces = runner.get_spaces()
+    if told:
+        tell(episodes, runner.module.family)
     runner.stop()
     for index, episode in enumerate(episodes):
         episode.custom_data[INDEX] = index
+    losses = config.loss_settings()
+    if told:
+        losses = replace(losses, coefficients={"imitation": 1.0, "grounding": 1.0, "referring": 1.0})
     plan = UpdatePlan(
-        losses=config.loss_settings(),
+        losses=losses,
         lr=1e-2,
         num_epochs=2,
         minibatch_size=minibatch_size,

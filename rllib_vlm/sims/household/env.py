@@ -17,17 +17,11 @@ from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
 from rllib_vlm.sims.household.metrics import EpisodeRecord
 from rllib_vlm.sims.household.questions import detections, locate
-from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping, Situation
+from rllib_vlm.sims.household.referee import Referee
+from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping
 from rllib_vlm.sims.household.scene import CAMERAS, Scene, Sighting
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
-from rllib_vlm.sims.household.tasks import (
-    GRASPING,
-    OBJECT_NAV_M,
-    OBJECT_NAV_PIXELS,
-    Task,
-    TaskName,
-    item_words,
-)
+from rllib_vlm.sims.household.tasks import Task, TaskName, item_words
 from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, listed, proprioception
 from rllib_vlm.sims.household.tour import TOUR_ITEMS, TOUR_TURNS, Guide, viewpoint
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
@@ -39,7 +33,6 @@ if TYPE_CHECKING:
 
 TEXT_LENGTH = 2048
 TEXT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789 .,:;_-\n")
-_CELL_M = 0.5  # floor cells of the RoomVisit shaping
 _DRIVES = frozenset({
     "move_ahead", "move_back", "rotate_left", "rotate_right", "rotate_left_small", "rotate_right_small",
 })  # fmt: skip
@@ -226,6 +219,11 @@ class Household(Simulator):
         return self._record
 
     @property
+    def referee(self) -> Referee:
+        """How the present episode stands."""
+        return self._referee
+
+    @property
     def scene(self) -> Scene:
         """What can be seen now."""
         return self._scene
@@ -287,6 +285,7 @@ class Household(Simulator):
             expert_length=0 if tours else expert_length(episode, self.world.robot),
             shortest_path_m=0.0 if tours else self._shortest_path(episode),
         )
+        self._referee = Referee(self.world, episode, self._scene, self._record)
         self._limit = self.settings.max_steps[episode.task.name]
         self._asking = np.random.default_rng([episode.seed, len(episode.house.items)])
         self._over = False
@@ -294,7 +293,9 @@ class Household(Simulator):
         self._at = (start.x, start.y)
         self._visit()
         self._shaping = Shaping(
-            self.settings.weights, start=self._situation(), visits_rooms=episode.task.name == "RoomVisit"
+            self.settings.weights,
+            start=self._referee.situation(),
+            visits_rooms=episode.task.name == "RoomVisit",
         )
 
     @staticmethod
@@ -355,7 +356,7 @@ class Household(Simulator):
             self._record.target_seen = any(
                 s.id in self.task.targets for s in self._scene.things(self.task.targets)
             )
-        return {**info, "metrics": self._metrics(bool(info.get("success", False)))}
+        return {**info, "metrics": self._referee.metrics(success=bool(info.get("success", False)))}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Both pictures side by side, [height, 2 * width, 3]."""
@@ -399,12 +400,12 @@ class Household(Simulator):
             reward += weights.failed_action
         self._visit()
         if self.settings.reward == "spoc":
-            reward += self._shaping(self._situation())
+            reward += self._shaping(self._referee.situation())
             if name == "sub_done" and task.name == "RoomVisit":
                 reward += weights.sub_done if worked else weights.wrong_sub_done
-        success = self.succeeded() if name == "done" else False
+        success = self._referee.succeeded() if name == "done" else False
         if self.settings.reward == "vagen" and task.targets:
-            success = success or self._reached()
+            success = success or self._referee.reached(weights.near_m)
         terminated = success or name == "done"
         truncated = not terminated and record.steps >= self._limit
         if success:
@@ -429,7 +430,7 @@ class Household(Simulator):
         if name == "pickup":
             record.grasp_tries += 1
             record.failed_grasps += not worked
-            record.picked_up = record.picked_up or self.holds_target()
+            record.picked_up = record.picked_up or self._referee.holds_target()
         return worked
 
     def _mark(self) -> bool:
@@ -450,66 +451,6 @@ class Household(Simulator):
         room = self._scene.room
         if room is not None:
             record.rooms.add(room.id)
-
-    # ----- success
-
-    def holds_target(self) -> bool:
-        """Whether an object that fits the instruction is held."""
-        return self.world.robot.held in self.task.targets
-
-    def succeeded(self) -> bool:
-        """Whether `done` would be right now."""
-        task = self.task
-        if task.name in GRASPING:
-            return self.holds_target()
-        if task.name == "RoomVisit":
-            return len(self._record.marked) == len(self.episode.house.rooms)
-        if task.name == "RoomNav":
-            room = self._scene.room
-            return room is not None and room.type == task.room
-        return any(self.in_view(target) for target in task.targets)
-
-    def in_view(self, target: str) -> bool:
-        """ObjectNav's rule: enough of it in the navigation camera, within 2 m."""
-        view = self.world.views("navigation", [target])[target]
-        near = self._floor_distance(target) <= OBJECT_NAV_M
-        return near and view.pixels >= OBJECT_NAV_PIXELS and view.visible >= 0.3
-
-    def _reached(self) -> bool:
-        """VAGEN's rule: held, or the robot within 0.35 m on the floor."""
-        near = min(self._floor_distance(t) for t in self.task.targets)
-        return self.holds_target() or near <= self.settings.weights.near_m
-
-    def _floor_distance(self, target: str) -> float:
-        robot, position = self.world.robot, self.world.position(target)
-        return math.dist((robot.x, robot.y), position[:2])
-
-    def _situation(self) -> Situation:
-        robot, task, episode = self.world.robot, self.task, self.episode
-        grasping = task.name in GRASPING
-        distance = episode.distance(robot.x, robot.y)
-        return Situation(
-            distance=distance if math.isfinite(distance) else None,
-            gripper_distance=(
-                min(math.dist(robot.gripper, self.world.position(t)) for t in task.targets)
-                if grasping
-                else None
-            ),
-            graspable=grasping and not set(task.targets).isdisjoint(self.world.graspable()),
-            held=grasping and self.holds_target(),
-            cell=(math.floor(robot.x / _CELL_M), math.floor(robot.y / _CELL_M)),
-            room=room.id if (room := self._scene.room) is not None else None,
-        )
-
-    def _metrics(self, success: bool) -> dict[str, float]:
-        if self.task.targets:
-            distance = min(self._floor_distance(t) for t in self.task.targets)
-        else:
-            robot = self.world.robot
-            distance = self.episode.distance(robot.x, robot.y)
-        return self._record.metrics(
-            success=success, distance_to_target_m=distance, rooms_in_house=len(self.episode.house.rooms)
-        )
 
     # ----- observations
 

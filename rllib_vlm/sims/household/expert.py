@@ -73,7 +73,7 @@ class HouseholdExpert:
         memory, world, room = self.memory, self.env.world, self.env.scene.room
         target = memory.visible("item", memory.targets)
         text = observed(
-            self.task, self.env.where, holding=self.env.holds_target(),
+            self.task, self.env.where, holding=self.env.referee.holds_target(),
             at_gripper=target is not None and target.id in world.graspable(),
             target=target, place=memory.visible("furniture"), door=memory.visible("door"),
             room=room.type if room is not None else None,
@@ -98,7 +98,7 @@ class HouseholdExpert:
 
     def look_at(self, item_id: str, position: tuple[float, float, float]) -> Manoeuvre | None:
         """ObjectNav: goes near a target believed at `position`, turns to it and stops."""
-        if self.env.in_view(item_id):
+        if self.env.referee.in_view(item_id):
             return Manoeuvre(("done",), "stop")
         x, y, _ = position
         pose = self.moves.pose
@@ -148,12 +148,12 @@ class PlannerExpert(HouseholdExpert):
             return self.moves.take(chosen, world.position(chosen))
         if task.name == "ObjectNav":
             for target in task.targets:
-                if self.env.in_view(target):
+                if self.env.referee.in_view(target):
                     return Manoeuvre(("done",), "stop")
             nearest = min(task.targets, key=lambda t: math.dist(pose.point, self.env.world.position(t)[:2]))
             return self.look_at(nearest, self.env.world.position(nearest))
         if task.name == "RoomNav":
-            if self.env.succeeded():
+            if self.env.referee.succeeded():
                 return Manoeuvre(("done",), "stop")
             room = next(r for r in self.episode.house.rooms if r.type == task.room)
             return self.enter(room, "go to room")

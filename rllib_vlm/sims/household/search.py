@@ -61,7 +61,7 @@ class SearchExpert(HouseholdExpert):
 
     def _enter_named_room(self) -> Manoeuvre | None:
         """RoomNav: stops in the room, or drives to it once its floor has shown through a door."""
-        if self.env.succeeded():
+        if self.env.referee.succeeded():
             return Manoeuvre(("done",), "stop")
         known = [d for d in self.memory.doors.values() if d.room == self.task.room]
         return self._through(known[0]) if known else None

@@ -9,7 +9,7 @@ import torch
 from tiny import MODEL
 
 from rllib_vlm.batching.packing import pack, to_torch
-from rllib_vlm.batching.rows import rows_from_trajectory
+from rllib_vlm.batching.rows import PLACE, rows_from_trajectory
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.rl_module import VLMRLModule, _rows
 from rllib_vlm.models.initialization import FILTER_NORM, cosine_filters, match_content
@@ -17,6 +17,7 @@ from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.sims.household.env import Household
 from rllib_vlm.types import Completion, Detection, Mention, Message, ParsedAction, Prompt, Trajectory, Turn
 
+RNG = np.random.default_rng(0)
 COLOURS = {"red": (220, 20, 20), "green": (20, 160, 30), "blue": (20, 50, 240)}
 
 
@@ -205,14 +206,25 @@ def test_places_and_what_is_named_are_told_from_the_middle_of_the_language_model
     torch.testing.assert_close(out[VLMColumns.GROUNDING][where], names[where] + places)
 
 
+def _without_place(labels: np.ndarray) -> np.ndarray:
+    labels = labels.copy()
+    labels[:, PLACE.rows] = -1
+    return labels
+
+
 def test_a_place_is_optional() -> None:
     module = module_of()
     image, where = picture("red", row=0, column=0)
     prompt = prompt_of(module.family, [image], [replace(where, place="")])
     assert prompt.shown is not None and (prompt.shown[2:5] == -1).all() and prompt.shown[0].max() >= 0
-    mask = torch.ones(3, dtype=torch.bool)
-    words = torch.full((3, 3), -1)
-    assert not module._chosen(torch.randn(3, 32)[mask], words).any()  # noqa: SLF001
+    rows = [replace(row, labels=_without_place(row.labels)) for row in rows_of(module.family, RNG, 3)]
+    batch = to_torch(pack(rows, max_tokens=400))
+    names, both = (
+        module.forward_train(batch, with_grounding=True, with_logprobs=w)[VLMColumns.GROUNDING]
+        for w in (False, True)
+    )
+    assert names.any()
+    torch.testing.assert_close(both, names)
 
 
 def test_the_household_tells_what_its_pictures_show() -> None:

@@ -13,14 +13,14 @@ from rllib_vlm.batching.packing import pad, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
 from rllib_vlm.connectors.attach_values import _state_row
 from rllib_vlm.connectors.trajectories import to_trajectory
-from rllib_vlm.core.columns import INDEX
+from rllib_vlm.core.columns import INDEX, VLMColumns
 from rllib_vlm.core.learner import VLMTorchLearner
 from rllib_vlm.core.loss_terms import LOSS_TERMS
 from rllib_vlm.core.rl_module import _rows
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.credit.gae import TokenGAE
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
-from rllib_vlm.types import TokenCredit
+from rllib_vlm.types import Detection, TokenCredit
 
 
 def prepare(observation="vision", history="current", episodes=5, model=None, **training):
@@ -225,6 +225,23 @@ def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
     assert float(again["default_policy"]["kl_to_reference"].peek()) == pytest.approx(
         float(second["default_policy"]["kl_to_reference"].peek()), rel=1e-3
     )
+
+
+def test_words_are_chosen_among_those_of_the_step_however_it_is_cut():
+    found = {}
+    for tokens in (10_000, 150):
+        config, learner, module, episodes = prepare("vision", micro_batch_tokens=tokens, row_tokens=400)
+        for i, episode in enumerate(episodes):
+            prompts = episode.extra_model_outputs[VLMColumns.PROMPT]
+            seen = Detection(image=0, x=0.1, y=0.1, words=f"{['red', 'blue', 'pink'][i % 3]} mug")
+            prompts[:] = [module.family.label(prompt, [seen], images=1) for prompt in prompts]
+        losses = replace(config.loss_settings(), coefficients={"grounding": 1.0})
+        result = learner.update(
+            episodes=episodes, plan=plan_of(config, losses=losses, expects_credit=False), timesteps={}
+        )
+        found[tokens] = float(result["default_policy"]["grounding_loss"].peek())
+    assert found[150] == pytest.approx(found[10_000], rel=1e-5)
+    assert found[150] > np.log(4) / 2  # four words: three colours and a kind
 
 
 def test_every_term_has_a_mask_of_the_batch():

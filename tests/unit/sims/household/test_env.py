@@ -124,7 +124,7 @@ def test_done_at_the_start_fails(env: Household, task: TaskName) -> None:
 
 def _starts_in_view(env: Household, task: TaskName, seed: int) -> bool:
     env.reset(seed=seed, options={"task": task})
-    return env.succeeded()
+    return env.referee.succeeded()
 
 
 def test_truncated_after_the_limit_and_idle_counts() -> None:
@@ -169,7 +169,7 @@ def test_vagen_ends_once_the_target_is_held() -> None:
     total, info = solve(env)
     assert total == 10.0
     assert info["success"]
-    assert env.holds_target()
+    assert env.referee.holds_target()
     env.reset(seed=11)
     x, y, _ = env.world.position(env.task.targets[0])
     env.world.place(x + 0.3, y, 0.0)  # type: ignore[attr-defined]

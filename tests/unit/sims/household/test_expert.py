@@ -50,7 +50,7 @@ def test_solves_nearly_all(env: Household, kind: ExpertKind, task: TaskName) -> 
             assert 1 <= len(demonstration.actions) <= MAX_ACTIONS
             assert "done" not in demonstration.actions or demonstration.actions == ("done",)
             last = env.record.steps
-        solved.append(env.record.steps == last + 1 and env.succeeded())
+        solved.append(env.record.steps == last + 1 and env.referee.succeeded())
     assert sum(solved) >= 5
 
 
@@ -81,7 +81,7 @@ def test_what_it_observes_is_true(env: Household) -> None:
         for demonstration in play(env, expert(env)):
             said = demonstration.observation
             if said.startswith("holding"):
-                assert env.holds_target()
+                assert env.referee.holds_target()
                 continue
             assert said.startswith(env.task.thing)
             assert ("not seen" in said.split(";")[0]) != target_shows(env)
@@ -146,7 +146,7 @@ def test_one_action_a_turn(env: Household) -> None:
         assert len(actions) == 1
         if env.turn(actions)[2]:
             break
-    assert env.holds_target()
+    assert env.referee.holds_target()
 
 
 def test_gives_up_on_what_lies_too_low(env: Household) -> None:
