@@ -32,6 +32,8 @@ CREDIT = {
     "bilevel_gae": "rllib_vlm.credit.bilevel_gae:BiLevelGAE",
     "grpo": "rllib_vlm.credit.grpo:GRPO",
     "rloo": "rllib_vlm.credit.rloo:RLOO",
+    "gigpo": "rllib_vlm.credit.gigpo:GiGPO",
+    "reinforce_pp": "rllib_vlm.credit.reinforce_pp:ReinforcePlusPlus",
 }
 PARSERS = {
     "no_think": "rllib_vlm.prompts.tagged:NoThink",

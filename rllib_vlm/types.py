@@ -160,6 +160,7 @@ class Turn:
     completion: Completion
     parsed: ParsedAction
     reward: float  # of this turn, format and shaping terms included
+    anchor: str = ""  # the same for turns that began in the same state; "" is not known
     info: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -14,6 +14,8 @@ from rllib_vlm.core.value_head import ValueHeadConfig
 from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
 from rllib_vlm.losses.kl import KLEstimator
+from rllib_vlm.losses.policy import PolicyLoss
+from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.prompts import build_history, build_parser
 from rllib_vlm.prompts.system import uses_instruction
@@ -53,6 +55,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),
+        "policy_loss": get_args(PolicyLoss),
+        "ratio_level": get_args(RatioLevel),
         "loss_reduction": get_args(Reduction),
     }
     for name, known in choices.items():

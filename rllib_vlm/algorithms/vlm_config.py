@@ -21,6 +21,8 @@ from rllib_vlm.env.simulator_process import SimulatorSpec
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.errors import ConfigErrors
 from rllib_vlm.losses.kl import KLEstimator
+from rllib_vlm.losses.policy import PolicyLoss
+from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 
 
@@ -45,9 +47,12 @@ class VLMAlgorithmConfig(AgentConfig):
         self.clip_low = 0.2
         self.clip_high: float | None = None
         self.dual_clip: float | None = None
+        self.policy_loss: PolicyLoss = "ppo_clip"
+        self.ratio_level: RatioLevel = "token"
         self.policy_loss_coeff = 1.0
         self.value_loss_coeff = 0.0
         self.value_clip: float | None = None
+        self.value_huber: float | None = None
         self.entropy_coeff = 0.0
         self.kl_coeff = 0.0
         self.kl_estimator: KLEstimator = "k3"
@@ -115,9 +120,12 @@ class VLMAlgorithmConfig(AgentConfig):
         clip_low: Any = NotProvided,
         clip_high: Any = NotProvided,
         dual_clip: Any = NotProvided,
+        policy_loss: Any = NotProvided,
+        ratio_level: Any = NotProvided,
         policy_loss_coeff: Any = NotProvided,
         value_loss_coeff: Any = NotProvided,
         value_clip: Any = NotProvided,
+        value_huber: Any = NotProvided,
         entropy_coeff: Any = NotProvided,
         kl_coeff: Any = NotProvided,
         kl_estimator: Any = NotProvided,
@@ -159,9 +167,13 @@ class VLMAlgorithmConfig(AgentConfig):
             clip_low: how far a ratio may fall below 1.
             clip_high: how far it may rise above 1; nothing is `clip_low`.
             dual_clip: bound of the loss at negative advantages.
+            policy_loss: "ppo_clip" or "cispo".
+            ratio_level: whose importance ratio is clipped: each "token"'s, or the mean of its "turn" or
+                "sequence" (GSPO, with its own small clips, e.g. 3e-4 and 4e-4).
             policy_loss_coeff: weight of the policy loss.
             value_loss_coeff: weight of the critic's loss; 0 needs no critic.
             value_clip: largest useful change of a value.
+            value_huber: error of a value from which on its loss grows linearly.
             entropy_coeff: weight of the entropy bonus.
             kl_coeff: weight of the KL to the policy that reinforcement learning started from.
             kl_estimator: "k1", "k2" or "k3".
@@ -295,10 +307,13 @@ class VLMAlgorithmConfig(AgentConfig):
     def _loss_settings(self, coefficients: Mapping[str, float]) -> LossSettings:
         return LossSettings(
             coefficients=dict(coefficients),
+            policy_loss=self.policy_loss,
+            ratio_level=self.ratio_level,
             clip_low=self.clip_low,
             clip_high=self.clip_low if self.clip_high is None else self.clip_high,
             dual_clip=self.dual_clip,
             value_clip=self.value_clip,
+            value_huber=self.value_huber,
             kl_estimator=self.kl_estimator,
             reduction=self.loss_reduction,
             reduction_constant=self.loss_reduction_constant,

@@ -24,6 +24,9 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
     asked = [()] * len(episode)
     if VLMColumns.FOLLOWUPS in episode.extra_model_outputs:
         asked = episode.get_extra_model_outputs(VLMColumns.FOLLOWUPS)
+    anchors = [""] * len(episode)
+    if VLMColumns.ANCHOR in episode.extra_model_outputs:
+        anchors = episode.get_extra_model_outputs(VLMColumns.ANCHOR)
     turns: list[Turn] = []
     for i in range(len(episode)):
         turns.append(
@@ -32,6 +35,7 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
                 completion=completions[i],
                 parsed=parsed[i],
                 reward=float(rewards[i]),
+                anchor=anchors[i],
                 info=infos[i + 1],
             )
         )

@@ -12,6 +12,7 @@ class VLMColumns(Columns):
     PROMPT = "prompt"  # types.Prompt: what the model read
     PARSED = "parsed"  # types.ParsedAction: what its answer meant
     EXECUTED = "executed"  # types.Completion: what was acted on, where it is not the labelled answer
+    ANCHOR = "anchor"  # str: of the state a turn began in
     FOLLOWUPS = "followups"  # list[Turn]: questions asked after a demonstrated turn, and their answers
     CREDIT = "credit"  # types.TokenCredit, given on the driver
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.losses.imitation import negative_log_likelihood
 from rllib_vlm.losses.kl import KLEstimator, kl_penalty
-from rllib_vlm.losses.policy import ppo_clip
+from rllib_vlm.losses.policy import PolicyLoss, policy_loss
+from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.losses.value import value_loss
 
@@ -29,10 +30,13 @@ class LossSettings:
     """What the terms read beside the batch."""
 
     coefficients: Mapping[str, float]
+    policy_loss: PolicyLoss = "ppo_clip"
+    ratio_level: RatioLevel = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
     value_clip: float | None = None
+    value_huber: float | None = None
     kl_estimator: KLEstimator = "k3"
     reduction: Reduction = "token_mean"
     reduction_constant: float | None = None
@@ -52,11 +56,15 @@ class LossTerm:
 
 
 def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
-    return ppo_clip(
+    return policy_loss(
         out[VLMColumns.LOGPROBS],
         batch["old_logprobs"],
         batch["advantages"],
         batch["loss_mask"],
+        name=s.policy_loss,
+        level=s.ratio_level,
+        turn_ids=batch["turn_ids"],
+        segment_ids=batch["segment_ids"],
         clip_low=s.clip_low,
         clip_high=s.clip_high,
         dual_clip=s.dual_clip,
@@ -65,7 +73,12 @@ def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metr
 
 def _value(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
     return value_loss(
-        out[VLMColumns.VALUES], batch["old_values"], batch["returns"], batch["value_mask"], clip=s.value_clip
+        out[VLMColumns.VALUES],
+        batch["old_values"],
+        batch["returns"],
+        batch["value_mask"],
+        clip=s.value_clip,
+        huber=s.value_huber,
     )
 
 

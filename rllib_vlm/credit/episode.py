@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +107,16 @@ def generalized_advantages(
         running = deltas[t] + decay * running
         advantages[t] = running
     return advantages
+
+
+def rewards_to_go(rewards: Sequence[float], discount: float) -> NDArray[np.float64]:
+    """[N] sum_{m >= n} discount^(m-n) r_m of each of N turns."""
+    togo = np.zeros(len(rewards))
+    running = 0.0
+    for n in range(len(rewards) - 1, -1, -1):
+        running = rewards[n] + discount * running
+        togo[n] = running
+    return togo
 
 
 def check_fractions(estimator: str, **fractions: float) -> None:

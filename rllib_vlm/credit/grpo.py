@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.credit.episode import check_fractions
+from rllib_vlm.credit.episode import check_fractions, rewards_to_go
 from rllib_vlm.credit.group import GroupCounts, check_one_group, has_spread, spread_over_tokens
 from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.types import TokenCredit, Trajectory
@@ -70,7 +70,7 @@ class GRPO:
 
     def _per_turn(self, group: Sequence[Trajectory]) -> list[NDArray[np.float64]]:
         assert self.discount is not None
-        togo = [_rewards_to_go([turn.reward for turn in t.turns], self.discount) for t in group]
+        togo = [rewards_to_go([turn.reward for turn in t.turns], self.discount) for t in group]
         pooled = np.concatenate(togo)
         if len(group) == 1 or not has_spread(pooled):
             return [np.zeros_like(g) for g in togo]
@@ -87,12 +87,3 @@ class GRPO:
             scale = float(np.sqrt(np.mean(differences**2))) + self.epsilon
             centred = [c / scale for c in centred]
         return centred
-
-
-def _rewards_to_go(rewards: Sequence[float], discount: float) -> NDArray[np.float64]:
-    togo = np.zeros(len(rewards))
-    running = 0.0
-    for n in range(len(rewards) - 1, -1, -1):
-        running = rewards[n] + discount * running
-        togo[n] = running
-    return togo

@@ -12,9 +12,10 @@ that is not acted on.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -257,7 +258,11 @@ class Rollout:
         assert play.prompt is not None and play.answer is not None and play.parsed is not None
         valid = play.parsed.valid
         info = dict(step.info) if valid else {**step.info, "invalid_reason": play.parsed.reason}
-        outputs: dict[str, Any] = {VLMColumns.PROMPT: play.prompt, VLMColumns.PARSED: play.parsed}
+        outputs: dict[str, Any] = {
+            VLMColumns.PROMPT: play.prompt,
+            VLMColumns.PARSED: play.parsed,
+            VLMColumns.ANCHOR: _anchor(play.episode.get_observations(-1), play.episode.get_infos(-1)),
+        }
         if settings.demonstrations is not None:
             outputs[VLMColumns.EXECUTED] = play.answer
             if play.shown is not None and play.label is not None:
@@ -338,3 +343,13 @@ class Rollout:
         for slot, play, meaning in zip(slots, plays, parsed, strict=True):
             play.parsed = meaning
             self._pool.turn(slot, meaning.actions if meaning.valid else ())
+
+
+def _anchor(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """What a state is known by: the simulator's word for it, or a digest of its observation."""
+    if "anchor" in info:
+        return str(info["anchor"])
+    digest = hashlib.blake2b(str(observation["text"]).encode(), digest_size=16)
+    for image in observation.get("images", ()):
+        digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()

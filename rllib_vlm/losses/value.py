@@ -15,12 +15,16 @@ def value_loss(
     mask: Tensor,
     *,
     clip: float | None = None,
+    huber: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-token squared error of the critic, never better than a step of `clip` allows.
 
     With v' = v_old + clip(v - v_old, -clip, clip)::
 
-        loss = 0.5 max((v - R)^2, (v' - R)^2)          clip=None:  0.5 (v - R)^2
+        loss = max(h(v - R), h(v' - R))          clip=None:  h(v - R)
+
+    where h(e) = e^2 / 2, or with `huber` = d beyond |e| = d the line d (|e| - d / 2), so that outliers pull no
+    harder than d.
 
     Args:
         values: [B, L] at the current weights, with gradient.
@@ -28,21 +32,23 @@ def value_loss(
         returns: [B, L] targets.
         mask: bool [B, L], tokens whose return is a target.
         clip: largest useful change of a value in one update, in units of the return.
+        huber: error from which on the loss grows linearly, in units of the return; None is never.
 
     Returns:
         The loss [B, L] in float32, and detached scalars: `value_clip_fraction`, `value_mean`,
         `explained_variance`.
 
     Source: the PPO implementation of OpenAI baselines (ppo2), described in "The 37 Implementation
-    Details of Proximal Policy Optimization" (2022), detail 9.
+    Details of Proximal Policy Optimization" (2022), detail 9; P. Huber, "Robust Estimation of a Location
+    Parameter" (1964).
     """
     values, returns = masked(values, mask), masked(returns, mask)
-    loss = (values - returns).square()
+    loss = _penalty(values - returns, huber)
     is_clipped = torch.zeros_like(mask)
     if clip is not None:
         old_values = masked(old_values, mask)
         near = old_values + (values - old_values).clamp(-clip, clip)
-        clipped = (near - returns).square()
+        clipped = _penalty(near - returns, huber)
         is_clipped = clipped > loss
         loss = torch.maximum(loss, clipped)
     metrics = {
@@ -50,7 +56,13 @@ def value_loss(
         "value_mean": masked_mean(values, mask),
         "explained_variance": explained_variance(values, returns, mask),
     }
-    return 0.5 * loss, metrics
+    return loss, metrics
+
+
+def _penalty(error: Tensor, huber: float | None) -> Tensor:
+    if huber is None:
+        return 0.5 * error.square()
+    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=huber)
 
 
 @torch.no_grad()

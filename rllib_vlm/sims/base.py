@@ -40,7 +40,8 @@ class Simulator(gym.Env[Observation, int]):
     `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode). A simulator
     whose every step has `metrics`, of the episode so far, reports episodes too that the limit of turns cuts.
     `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
-    curriculum has come); the same seed and options always give the same episode.
+    curriculum has come); the same seed and options always give the same episode. `info` may hold an `anchor`, a
+    name for the present state, by which siblings find out that they were in the same one (GiGPO).
     """
 
     actions: ClassVar[ActionSet]

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rllib_vlm.credit.gigpo import GiGPO
 from rllib_vlm.credit.grpo import GRPO
+from rllib_vlm.credit.reinforce_pp import ReinforcePlusPlus
 from rllib_vlm.credit.rloo import RLOO
 from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
@@ -12,7 +14,7 @@ quick = settings(max_examples=50, deadline=None)
 totals = st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=8)
 
 
-def episode(*rewards, tokens=2, group="g"):
+def episode(*rewards, tokens=2, group="g", anchors=None):
     turns = tuple(
         Turn(
             prompt=Prompt(token_ids=np.arange(1, 4)),
@@ -22,8 +24,9 @@ def episode(*rewards, tokens=2, group="g"):
             ),
             parsed=ParsedAction(valid=True),
             reward=reward,
+            anchor=anchor,
         )
-        for reward in rewards
+        for reward, anchor in zip(rewards, anchors or [""] * len(rewards), strict=True)
     )  # fmt: skip
     return Trajectory(turns=turns, group=group, terminated=True, truncated=False, success=False)
 
@@ -70,7 +73,9 @@ def test_grpo_ignores_a_shift_and_a_positive_scale(rewards, shift, scale):
     np.testing.assert_allclose(plain, moved, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", [GRPO(), GRPO(normalize_std=False), GRPO(discount=0.9), RLOO()])
+@pytest.mark.parametrize(
+    "estimator", [GRPO(), GRPO(normalize_std=False), GRPO(discount=0.9), RLOO(), GiGPO(discount=1.0)]
+)
 def test_constant_rewards_give_exactly_no_credit(estimator):
     # 0.1 added three times and 0.3 differ in the last bit, which a division by the spread would blow up.
     group = [episode(0.1, 0.1, 0.1), episode(0.1, 0.1, 0.1)]
@@ -113,7 +118,7 @@ def test_reward_to_go_gives_no_credit_for_the_past():
     assert per_turn(early) == [pytest.approx([0.5, 0.0]), pytest.approx([-0.5, 0.0])]
 
 
-@pytest.mark.parametrize("estimator", [GRPO(), RLOO()])
+@pytest.mark.parametrize("estimator", [GRPO(), RLOO(), GiGPO(), ReinforcePlusPlus()])
 def test_mixed_groups_are_refused(estimator):
     with pytest.raises(RLlibVLMError, match="2 groups"):
         estimator([episode(1.0, group="a"), episode(2.0, group="b")])
@@ -124,3 +129,51 @@ def test_bad_arguments():
         GRPO(epsilon=-1.0)
     with pytest.raises(RLlibVLMError, match="discount"):
         GRPO(discount=1.2)
+
+
+@quick
+@given(st.lists(st.lists(st.tuples(st.floats(-5, 5, width=32), st.sampled_from("abc")), min_size=1, max_size=5),
+                min_size=2, max_size=4), st.floats(0, 1), st.floats(0, 2))  # fmt: skip
+def test_gigpo_is_its_definition(turns, discount, weight):
+    group = [episode(*[r for r, _ in t], anchors=[a for _, a in t]) for t in turns]
+    found = per_turn(GiGPO(discount=discount, step_weight=weight, normalize_std=False)(group))
+    totals = [sum(r for r, _ in t) for t in turns]
+    togo = {
+        (i, n): sum(discount ** (m - n) * t[m][0] for m in range(n, len(t)))
+        for i, t in enumerate(turns)
+        for n in range(len(t))
+    }
+    for i, t in enumerate(turns):
+        for n, (_, anchor) in enumerate(t):
+            same = [togo[j, m] for j, u in enumerate(turns) for m in range(len(u)) if u[m][1] == anchor]
+            expected = totals[i] - sum(totals) / len(totals)
+            expected += weight * (togo[i, n] - sum(same) / len(same))
+            assert found[i][n] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_gigpo_compares_turns_that_began_in_the_same_state():
+    # Both reach "door"; the one that goes on to success there is better by that turn alone.
+    group = [episode(0.0, 1.0, anchors=("start", "door")), episode(0.0, 0.0, anchors=("start", "door"))]
+    episodes_only = per_turn(GiGPO(step_weight=0.0, normalize_std=False)(group))
+    both = per_turn(GiGPO(discount=0.5, normalize_std=False)(group))
+    assert episodes_only == [[0.5, 0.5], [-0.5, -0.5]]
+    assert both == [[0.75, 1.0], [-0.75, -1.0]]
+    unknown = [episode(0.0, 1.0), episode(0.0, 0.0)]  # no anchors: nothing to compare turns by
+    assert per_turn(GiGPO(normalize_std=False)(unknown)) == episodes_only
+    with pytest.raises(RLlibVLMError, match="step_weight"):
+        GiGPO(step_weight=-1.0)
+
+
+@quick
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=6), st.floats(0, 1))
+def test_reinforce_pp_is_the_reward_to_go(rewards, discount):
+    (found,) = per_turn(ReinforcePlusPlus(discount=discount)([episode(*rewards)]))
+    for n, value in enumerate(found):
+        expected = sum(discount ** (m - n) * r for m, r in enumerate(rewards) if m >= n)
+        assert value == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_the_baseline_of_reinforce_pp_is_the_mean_of_the_group():
+    estimator = ReinforcePlusPlus(baseline=True)
+    assert per_turn(estimator([episode(1.0, 2.0), episode(5.0)])) == [[-1.0, -2.0], [1.0]]
+    assert estimator.counts.pop()["groups"] == 1
