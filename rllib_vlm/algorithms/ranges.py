@@ -140,7 +140,15 @@ _FLAGS = (
     "warm_start_only_successes", "normalize_advantages", "mask_truncated", "drop_uninformative", "packing",
     "log_entropy",
 )  # fmt: skip
-_MAPPINGS = ("env_config", "reset_options", "parser_options", "backend_options", "credit_options")
+_MAPPINGS = (
+    "env_config",
+    "reset_options",
+    "parser_options",
+    "backend_options",
+    "credit_options",
+    "span_weights",
+    "mismatch",
+)
 _TEXTS = ("image_placeholder", "warm_start_demonstrations")
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.ranges import Range, check_values
+from rllib_vlm.batching.mismatch import MismatchSettings
+from rllib_vlm.batching.spans import REST
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
@@ -19,6 +22,7 @@ from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.prompts import build_history, build_parser
 from rllib_vlm.prompts.system import uses_instruction
+from rllib_vlm.types import ActionSet, Demonstration
 
 if TYPE_CHECKING:
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
@@ -39,18 +43,24 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
 
 
 def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
-    yield from _attempt("parser", lambda: build_parser(c.parser, **c.parser_options))
+    wrong = list(_attempt("parser", lambda: build_parser(c.parser, **c.parser_options)))
+    yield from wrong
+    if not wrong and isinstance(c.span_weights, dict):
+        yield from _attempt("span_weights", lambda: _check_spans(c))
     yield from _attempt("history", lambda: build_history(c.history))
     yield from _attempt("template", lambda: uses_instruction(c.template))
     unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
     yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
     yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
+    if isinstance(c.mismatch, dict):
+        yield from _attempt("mismatch", lambda: _check_mismatch(c))
     choices: dict[str, tuple[str, ...]] = {
         "observation": ("vision", "text"),
         "simulator_process": ("inline", "subprocess"),
         "warm_start_mixing": ("turn", "episode"),
         "warm_start_precision": ("float32", "bfloat16"),
         "precision": ("float32", "bfloat16"),
+        "old_logprobs": ("sampler", "learner"),
         "optimizer_type": get_args(Optimizer),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
@@ -70,6 +80,28 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     for name in c.evaluation_config if isinstance(c.evaluation_config, dict) else ():
         if name not in known_names and not hasattr(type(c), name):
             yield f"evaluation_config has no {name!r}.{did_you_mean(name, known_names)}"
+
+
+def _check_spans(c: VLMAlgorithmConfig) -> None:
+    parser = build_parser(c.parser, **c.parser_options)
+    whole = Demonstration(actions=("a",), observation="o", reasoning="r", prediction="p")
+    known = [*parser(parser.format(whole), ActionSet(("a",)), 1).spans, REST]
+    for name, weight in c.span_weights.items():
+        if name not in known:
+            raise UnknownNameError(f"parts of the format {c.parser!r}", name, known)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise RLlibVLMError(f"{name} is {weight!r}; it must be a number from 0 up")
+
+
+def _check_mismatch(c: VLMAlgorithmConfig) -> None:
+    known = [f.name for f in fields(MismatchSettings)]
+    for name in c.mismatch:
+        if name not in known:
+            raise UnknownNameError("options of mismatch", name, known)
+    if MismatchSettings(**c.mismatch).correction != "none" and c.old_logprobs != "learner":
+        raise RLlibVLMError(
+            "a correction needs old_logprobs: learner, which measures what there is to correct"
+        )
 
 
 def _check_credit(name: str, options: Mapping[str, Any]) -> None:

@@ -59,6 +59,9 @@ class VLMAlgorithmConfig(AgentConfig):
         self.loss_reduction: Reduction = "token_mean"
         self.loss_reduction_constant: float | None = None
         self.mask_truncated = False
+        self.span_weights: dict[str, float] = {}
+        self.old_logprobs = "sampler"
+        self.mismatch: dict[str, Any] = {}
         self.drop_uninformative = False
         self.critic_warmup_updates = 0
         self.value_lr: float | None = None
@@ -132,6 +135,9 @@ class VLMAlgorithmConfig(AgentConfig):
         loss_reduction: Any = NotProvided,
         loss_reduction_constant: Any = NotProvided,
         mask_truncated: Any = NotProvided,
+        span_weights: Any = NotProvided,
+        old_logprobs: Any = NotProvided,
+        mismatch: Any = NotProvided,
         drop_uninformative: Any = NotProvided,
         critic_warmup_updates: Any = NotProvided,
         value_lr: Any = NotProvided,
@@ -167,9 +173,9 @@ class VLMAlgorithmConfig(AgentConfig):
             clip_low: how far a ratio may fall below 1.
             clip_high: how far it may rise above 1; nothing is `clip_low`.
             dual_clip: bound of the loss at negative advantages.
-            policy_loss: "ppo_clip" or "cispo".
-            ratio_level: whose importance ratio is clipped: each "token"'s, or the mean of its "turn" or
-                "sequence" (GSPO, with its own small clips, e.g. 3e-4 and 4e-4).
+            policy_loss: "ppo_clip", "cispo", or "gspo": "ppo_clip" at the level "sequence", which wants small
+                clips, e.g. 3e-4 and 4e-4.
+            ratio_level: whose importance ratio is clipped: each "token"'s, or the mean of its "turn" or "sequence".
             policy_loss_coeff: weight of the policy loss.
             value_loss_coeff: weight of the critic's loss; 0 needs no critic.
             value_clip: largest useful change of a value.
@@ -180,6 +186,12 @@ class VLMAlgorithmConfig(AgentConfig):
             loss_reduction: "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum" or "fixed".
             loss_reduction_constant: the divisor of "fixed", tokens per row.
             mask_truncated: answers cut at the token limit teach the policy nothing.
+            span_weights: of parts of an answer in the policy's loss, by the parser's names for them, and "rest":
+                `{reasoning: 0.5}`, or `{answer: 1, rest: 0}` for the actions alone.
+            old_logprobs: ratios are taken to the probabilities of the "sampler", or to the "learner"'s own at the
+                weights that sampled, which costs another reading of the update's rows where there is no critic.
+            mismatch: what is done, with the "learner"'s, about tokens the sampler saw another probability of: fields of
+                `batching.mismatch.MismatchSettings`, e.g. `{correction: truncate, cap: 2}`.
             drop_uninformative: rows whose advantages are all 0 are not read at all, where no critic learns
                 from them (groups that all succeeded, or all failed); means are then over the others.
             critic_warmup_updates: first updates that train the critic's head only; the policy stays as it is.
@@ -368,6 +380,9 @@ class VLMAlgorithmConfig(AgentConfig):
             row_tokens=self.row_tokens,
             micro_batch_tokens=self.micro_batch_tokens,
             mask_truncated=self.mask_truncated,
+            span_weights=self.span_weights,
+            old_logprobs=self.old_logprobs,
+            mismatch=self.mismatch,
             packing=self.packing,
         )
         return _extend(pipeline, pieces)

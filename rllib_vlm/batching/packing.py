@@ -33,6 +33,7 @@ TOKEN_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "token_ids": (np.int64, 0),
     "loss_mask": (np.bool_, 0),
     "value_mask": (np.bool_, 0),
+    "loss_weights": (np.float32, 0),
     "old_logprobs": (np.float32, 0),
     "advantages": (np.float32, 0),
     "returns": (np.float32, 0),

@@ -58,6 +58,7 @@ class Row:
     token_ids: NDArray[np.int64]  # [L]
     loss_mask: NDArray[np.bool_]  # [L] sampled tokens the policy learns from
     value_mask: NDArray[np.bool_]  # [L] sampled tokens the critic learns from
+    loss_weights: NDArray[np.float32]  # [L] of the policy's loss; 1 unless parts of answers weigh differently
     old_logprobs: NDArray[np.float32]  # [L] nats, when sampled; 0 off the completions, as all below
     advantages: NDArray[np.float32]  # [L]
     returns: NDArray[np.float32]  # [L]
@@ -153,6 +154,17 @@ def with_credit(rows: Sequence[Row], credit: Sequence[TokenCredit]) -> list[Row]
     return filled
 
 
+def with_weights(rows: Sequence[Row], weights: Sequence[NDArray[np.float32]]) -> list[Row]:
+    """The rows of one trajectory with `loss_weights`, given per turn; tokens of weight 0 leave `loss_mask`."""
+    weighed = []
+    for row in rows:
+        own = row.loss_weights.copy()
+        for turn, where in _turn_slices(row):
+            own[where] = weights[turn]
+        weighed.append(replace(row, loss_weights=own, loss_mask=row.loss_mask & (own != 0.0)))
+    return weighed
+
+
 def split_by_turn(
     rows: Sequence[Row], columns: Sequence[NDArray[np.float32]], turns: int
 ) -> tuple[NDArray[np.float32], ...]:
@@ -217,6 +229,7 @@ def _row(trajectory: Trajectory, span: Sequence[int], mask_truncated: bool) -> R
         token_ids=token_ids,
         loss_mask=loss_mask,
         value_mask=turn_ids >= 0,
+        loss_weights=np.ones(n, np.float32),
         old_logprobs=old_logprobs,
         advantages=np.zeros(n, np.float32),
         returns=np.zeros(n, np.float32),

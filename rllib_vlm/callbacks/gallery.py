@@ -247,16 +247,19 @@ def _credit(algorithm: Any, samples: Sequence[Sample]) -> list[Sequence[TokenCre
 def _learner_credit(learner: Any, *, episodes: list[SingleAgentEpisode]) -> list[Sequence[TokenCredit]]:
     """The first two pieces of the learner's pipeline, on a few episodes: rows, then values and credit."""
     config = learner.config
-    to_rows, attach_values, _ = pipelines.learner(
+    to_rows, score_rows, _ = pipelines.learner(
         credit=config.credit,
         credit_options=config.credit_options,
         row_tokens=config.row_tokens,
         micro_batch_tokens=config.micro_batch_tokens,
         mask_truncated=config.mask_truncated,
+        span_weights=config.span_weights,
+        old_logprobs=config.old_logprobs,
+        mismatch=config.mismatch,
         packing=config.packing,
     )
     batch: dict[str, Any] = {}
-    for piece in (to_rows, attach_values):
+    for piece in (to_rows, score_rows):
         batch = piece(rl_module=learner.module, batch=batch, episodes=episodes)
     credit: list[Sequence[TokenCredit]] = batch[VLMColumns.TRAJECTORY_CREDIT]
     return credit

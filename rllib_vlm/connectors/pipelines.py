@@ -2,7 +2,7 @@
 
 env to module   episodes -> RenderPrompts -> prompts
 module to env   completions -> ParseActions -> named actions
-learner         episodes -> EpisodesToRows -> AttachValues -> MaskAndPack -> minibatches [B, L]
+learner         episodes -> EpisodesToRows -> ScoreRows -> MaskAndPack -> minibatches [B, L]
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
-from rllib_vlm.connectors.attach_values import AttachValues
 from rllib_vlm.connectors.episodes_to_rows import EpisodesToRows
 from rllib_vlm.connectors.mask_and_pack import MaskAndPack
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.connectors.render_prompts import RenderPrompts
+from rllib_vlm.connectors.score_rows import ScoreRows
 from rllib_vlm.env.simulator_process import SimulatorSpec
 
 
@@ -37,14 +37,19 @@ def learner(
     row_tokens: int,
     micro_batch_tokens: int,
     mask_truncated: bool,
+    span_weights: Mapping[str, float],
+    old_logprobs: str,
+    mismatch: Mapping[str, Any],
     packing: bool,
 ) -> list[ConnectorV2]:
     """For learners."""
     return [
-        EpisodesToRows(row_tokens=row_tokens, mask_truncated=mask_truncated),
-        AttachValues(
+        EpisodesToRows(row_tokens=row_tokens, mask_truncated=mask_truncated, span_weights=span_weights),
+        ScoreRows(
             credit=credit,
             credit_options=credit_options,
+            old_logprobs=old_logprobs,
+            mismatch=mismatch,
             row_tokens=row_tokens,
             micro_batch_tokens=micro_batch_tokens,
         ),

@@ -103,12 +103,13 @@ class VLMTorchLearner(TorchLearner):
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
-        shared_data = {"plan": self._plan, "all_gather": self._all_gather}
+        shared_data: dict[str, Any] = {"plan": self._plan, "all_gather": self._all_gather}
         episodes = [episode for episode in training_data.episodes if len(episode)]
         start = time.perf_counter()
         minibatches = self._learner_connector(
             rl_module=self.module, batch={}, episodes=episodes, shared_data=shared_data, metrics=self.metrics
         )[DEFAULT_MODULE_ID]
+        self._step_metrics.gap = shared_data.get("gap")
         self._step_metrics.prepare_s = time.perf_counter() - start
         return self._optimizer_steps(minibatches)
 

@@ -56,7 +56,7 @@ class LossTerm:
 
 
 def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
-    return policy_loss(
+    loss, metrics = policy_loss(
         out[VLMColumns.LOGPROBS],
         batch["old_logprobs"],
         batch["advantages"],
@@ -69,6 +69,7 @@ def _policy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metr
         clip_high=s.clip_high,
         dual_clip=s.dual_clip,
     )
+    return loss * batch["loss_weights"], metrics
 
 
 def _value(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rllib_vlm.batching.mismatch import Gap
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.update_plan import UpdatePlan
@@ -51,6 +52,7 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.prepare_s = 0.0  # connector pipeline: rows, values, credit
+        self.gap: Gap | None = None  # between sampler and learner, where it was measured before the update
         self.tokens = 0
         self._positions = 0
         self._seconds = 0.0
@@ -123,6 +125,8 @@ class UpdateMetrics:
         values |= self._extremes
         if "policy" in active:
             values["log_ratio_max"] = self._log_ratio_max
+        if self.gap is not None:
+            values |= self.gap.metrics()
         if "value" in active:
             values["explained_variance"] = self._residuals.explained(self._returns)
         values |= {

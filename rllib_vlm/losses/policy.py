@@ -1,4 +1,4 @@
-"""The policy losses, by name: PPO's clipped surrogate and its relatives, and CISPO."""
+"""The policy losses, by name: PPO's clipped surrogate and its relatives, GSPO, and CISPO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rllib_vlm.errors import UnknownNameError
 from rllib_vlm.losses.masking import masked, masked_mean
 from rllib_vlm.losses.ratio import RatioLevel, at_level, token_log_ratio
 
-PolicyLoss = Literal["ppo_clip", "cispo"]
+PolicyLoss = Literal["ppo_clip", "gspo", "cispo"]
 
 
 def policy_loss(
@@ -35,7 +35,7 @@ def policy_loss(
         old_logprobs: [B, L] nats, of the weights that sampled.
         advantages: [B, L].
         mask: bool [B, L], the sampled tokens that count.
-        name: "ppo_clip" or "cispo".
+        name: "ppo_clip", "cispo", or "gspo", which is the first with the sequence's ratio whatever `level` says.
         level: whose ratio it is; for this and the next two see `ratio.at_level`.
         turn_ids: int64 [B, L].
         segment_ids: int64 [B, L].
@@ -53,6 +53,8 @@ def policy_loss(
 
     Source of `approx_kl`: J. Schulman, "Approximating KL Divergence" (2020).
     """
+    if name == "gspo":
+        name, level = "ppo_clip", "sequence"
     of_tokens = token_log_ratio(logprobs, old_logprobs, mask)
     ratio = at_level(of_tokens, mask, level, turn_ids=turn_ids, segment_ids=segment_ids).exp()
     advantages = masked(advantages, mask)

@@ -113,6 +113,9 @@ class VLMFamily(Protocol):
     def decode(self, token_ids: NDArray[np.int64]) -> str:
         """Text of a completion, without its stop token."""
 
+    def char_ends(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[T] characters of the text of a completion up to and with each of its tokens."""
+
     def hidden(self, rows: TokenRows) -> Tensor:
         """[B, L, D] last hidden states; padding positions hold anything."""
 

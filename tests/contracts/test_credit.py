@@ -1,8 +1,12 @@
 """What every row of registry.CREDIT promises; a new estimator is tested by its row."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from rllib_vlm.losses.policy import PolicyLoss
 from rllib_vlm.registry import names, resolve
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
 
@@ -100,3 +104,9 @@ def test_a_larger_last_reward_never_lowers_the_credit_of_the_last_turn(estimator
     low = estimator([make_trajectory(lengths, (0.0, 0.0)), *others])[0][-1].advantages
     high = estimator([make_trajectory(lengths, (0.0, 2.0)), *others])[0][-1].advantages
     assert np.all(high > low)
+
+
+def test_the_documentation_has_a_row_for_each():
+    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+    for name in (*names("credit"), *get_args(PolicyLoss)):
+        assert f"\n| `{name}` |" in page, f"docs/algorithms.md has no row for {name!r}"

@@ -226,6 +226,13 @@ class Qwen25VL:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def char_ends(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[T] characters of the text of a completion up to and with each of its tokens; a stop token has none.
+
+        Bytes that are no whole character yet are counted as `decode` shows them.
+        """
+        return np.array([len(self.decode(token_ids[: t + 1])) for t in range(len(token_ids))], np.int64)
+
     def hidden(self, rows: TokenRows) -> Tensor:
         """[B, L, D] last hidden states; padding positions hold anything.
 

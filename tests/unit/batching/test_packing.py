@@ -21,6 +21,7 @@ def make_row(length, sizes=(), seed=0):
         token_ids=rng.integers(1, 100, length),
         loss_mask=sampled,
         value_mask=sampled,
+        loss_weights=rng.random(length).astype(np.float32),
         old_logprobs=rng.normal(size=length).astype(np.float32),
         advantages=rng.normal(size=length).astype(np.float32),
         returns=rng.normal(size=length).astype(np.float32),

@@ -11,7 +11,7 @@ from tiny import MODEL, tiny_config
 
 from rllib_vlm.batching.packing import pad, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
-from rllib_vlm.connectors.attach_values import _state_row
+from rllib_vlm.connectors.score_rows import _state_row
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import INDEX, VLMColumns
 from rllib_vlm.core.learner import VLMTorchLearner
@@ -79,7 +79,7 @@ def reference_gradients(config, module, episodes):
         bootstrap = 0.0
         if not trajectory.terminated:
             prompt = episode.custom_data["final_prompt"]
-            bootstrap = float(score_alone(module, _state_row(prompt, 0))[2].detach())
+            bootstrap = float(score_alone(module, _state_row(prompt))[2].detach())
         (credit,) = TokenGAE(**config.credit_options)(
             [replace(trajectory, values=values, bootstrap_value=bootstrap)]
         )
@@ -242,6 +242,42 @@ def test_words_are_chosen_among_those_of_the_step_however_it_is_cut():
         found[tokens] = float(result["default_policy"]["grounding_loss"].peek())
     assert found[150] == pytest.approx(found[10_000], rel=1e-5)
     assert found[150] > np.log(4) / 2  # four words: three colours and a kind
+
+
+def test_weights_of_parts_scale_their_tokens_gradient_and_0_leaves_them_out():
+    def gradient(**weights):
+        config, learner, module, episodes = prepare("text", span_weights=weights)
+        losses = replace(
+            config.loss_settings(), coefficients={"policy": 1.0}, reduction="fixed", reduction_constant=9
+        )
+        result = learner.update(episodes=episodes, plan=plan_of(config, losses=losses), timesteps={})
+        found = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        return found, float(result["default_policy"]["grad_norm"].peek())
+
+    plain, _ = gradient()
+    halved, _ = gradient(answer=0.5, rest=0.5)
+    torch.testing.assert_close(halved, 0.5 * plain, rtol=1e-3, atol=1e-6)
+    nothing, norm = gradient(answer=0.0, rest=0.0)
+    assert norm == 0.0 and not nothing.any()
+    answers, _ = gradient(rest=0.0, answer=1.0)
+    rest, _ = gradient(rest=1.0, answer=0.0)
+    torch.testing.assert_close(answers + rest, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_with_the_learners_own_log_probs_the_ratio_is_1_in_bfloat16_too():
+    found = {}
+    for whose in ("sampler", "learner"):
+        config, learner, _, episodes = prepare("vision", old_logprobs=whose, precision="bfloat16")
+        result = learner.update(episodes=episodes, plan=plan_of(config, precision="bfloat16"), timesteps={})[
+            "default_policy"
+        ]
+        found[whose] = float(result["log_ratio_max"].peek())
+    assert found["sampler"] > 10 * found["learner"]
+    assert found["learner"] < 1e-3
+    # What the two are apart is in the metrics, whichever is taken.
+    assert float(result["mismatch_log_ratio_max"].peek()) == pytest.approx(found["sampler"], rel=0.5)
+    assert 0.0 < float(result["mismatch_kl"].peek()) < 1e-2
+    assert float(result["mismatch_corrected"].peek()) == 0.0
 
 
 def test_every_term_has_a_mask_of_the_batch():

@@ -95,7 +95,7 @@ IDS = {"turn_ids": TURNS, "segment_ids": SEGMENTS}
 LOSSES = {
     "policy": lambda x: policy_loss(x, column(1, scale=0.1), column(2), MASK, dual_clip=3.0)[0],
     "policy by turn": lambda x: policy_loss(x, column(1), column(2), MASK, level="turn", **IDS)[0],
-    "gspo": lambda x: policy_loss(x, column(1), column(2), MASK, level="sequence", **IDS)[0],
+    "gspo": lambda x: policy_loss(x, column(1), column(2), MASK, name="gspo", **IDS)[0],
     "value": lambda x: value_loss(x, column(1), column(2), MASK)[0],
     "huber value": lambda x: value_loss(x, column(1), column(2), MASK, clip=0.5, huber=0.7)[0],
     "clipped value": lambda x: value_loss(x, column(1), column(2), MASK, clip=0.5)[0],
