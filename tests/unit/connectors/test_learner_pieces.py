@@ -47,6 +47,9 @@ def run(module, episodes, *, credit="gae", credit_options=None, plan=None, gathe
         row_tokens=options.pop("row_tokens", 300),
         micro_batch_tokens=options.pop("micro_batch_tokens", 200),
         mask_truncated=options.pop("mask_truncated", False),
+        span_weights={},
+        old_logprobs="sampler",
+        mismatch={},
         packing=options.pop("packing", True),
     )
     multi = MultiRLModule(rl_module_specs={})
