@@ -112,6 +112,7 @@ RANGES: dict[str, Range] = {
     "kl_coeff": _NOT_NEGATIVE,
     "loss_reduction_constant": _POSITIVE_OR_NONE,
     "critic_warmup_updates": _COUNT_OR_ZERO,
+    "sampling_rounds": _COUNT_OR_ZERO,
     "value_lr": _NOT_NEGATIVE_OR_NONE,
     "lr_warmup_updates": _COUNT_OR_ZERO,
     "lr_final_fraction": _SHARE,

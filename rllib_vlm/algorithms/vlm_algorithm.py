@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,9 +30,10 @@ from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
-from rllib_vlm.connectors.trajectories import attach_credit, to_trajectory
+from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
+from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
@@ -136,11 +136,8 @@ class VLMAlgorithm(Algorithm):
 
     def _reinforce(self) -> None:
         config, state = self.config, self.run_state
-        tasks = self._draw_tasks(config.groups_per_update)
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
-            episodes = self._play(
-                self.env_runner_group, "play_groups", tasks, self._log_runner_metrics, level=state.level
-            )
+            episodes, played = self._sample()
         with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
             self._give_credit(episodes)
         critic_only = state.updates < config.critic_warmup_updates
@@ -168,10 +165,40 @@ class VLMAlgorithm(Algorithm):
         )
         self._learn(episodes, plan)
         state.updates += 1
-        successes = [bool(e.custom_data[SUCCESS]) for e in episodes]
+        successes = [bool(e.custom_data[SUCCESS]) for e in played]
         state.learn_from(sum(successes) / max(1, len(successes)), config)
 
     # Data.
+
+    def _sample(self) -> tuple[list[SingleAgentEpisode], list[SingleAgentEpisode]]:
+        """The episodes to learn from, in whole groups, and all that were played.
+
+        With `sampling_rounds`, groups that teach nothing are made up for by others.
+        Source: the dynamic sampling of DAPO (arXiv 2503.14476), here with a bound.
+        """
+        config = self.config
+        kept: list[SingleAgentEpisode] = []
+        dropped: list[SingleAgentEpisode] = []
+        missing = config.groups_per_update
+        for _ in range(max(1, config.sampling_rounds)):
+            episodes = self._play(
+                self.env_runner_group,
+                "play_groups",
+                self._draw_tasks(missing),
+                self._log_runner_metrics,
+                level=self.run_state.level,
+            )
+            if not config.sampling_rounds:
+                return episodes, episodes
+            for members in by_group(episodes).values():
+                differ = has_spread(np.array([member.get_return() for member in members]))
+                (kept if differ else dropped).extend(members)
+                missing -= differ
+            if not missing:
+                break
+        count = len(by_group(dropped))
+        self.metrics.log_value((ENV_RUNNER_RESULTS, "num_groups_dropped"), count, reduce="sum")
+        return kept or dropped, kept + dropped  # where all are alike, an update without a gradient
 
     def _draw_tasks(self, count: int) -> list[Any]:
         self._tasks.cursor = self.run_state.task_cursor
@@ -240,10 +267,7 @@ class VLMAlgorithm(Algorithm):
         """Estimators that compare siblings need whole groups, which only the driver has."""
         if self._driver_credit is None:
             return
-        groups: dict[str, list[SingleAgentEpisode]] = defaultdict(list)
-        for episode in episodes:
-            groups[episode.custom_data[GROUP]].append(episode)
-        for members in groups.values():
+        for members in by_group(episodes).values():
             credit = self._driver_credit([to_trajectory(e) for e in members])
             for episode, own in zip(members, credit, strict=True):
                 attach_credit(episode, own)

@@ -41,6 +41,7 @@ class VLMAlgorithmConfig(AgentConfig):
         # training
         self.groups_per_update = 16
         self.group_size = 1
+        self.sampling_rounds = 0
         self.credit = "gae"
         self.credit_options: dict[str, Any] = {}
         self.normalize_advantages = False
@@ -117,6 +118,7 @@ class VLMAlgorithmConfig(AgentConfig):
         *,
         groups_per_update: Any = NotProvided,
         group_size: Any = NotProvided,
+        sampling_rounds: Any = NotProvided,
         credit: Any = NotProvided,
         credit_options: Any = NotProvided,
         normalize_advantages: Any = NotProvided,
@@ -167,6 +169,8 @@ class VLMAlgorithmConfig(AgentConfig):
         Args:
             groups_per_update: groups of episodes each update learns from, over all env runners.
             group_size: episodes of a group, all of the same task.
+            sampling_rounds: groups whose members all earned the same are dropped, counted, and made up for by new ones,
+                in at most so many rounds of sampling in all; 0 keeps them (DAPO's dynamic sampling, with a bound).
             credit: advantage estimator, a name of the table `credit`.
             credit_options: of the estimator, e.g. `{gamma: 0.99, lam: 0.95}`.
             normalize_advantages: to mean 0 and spread 1 over the tokens of the update.

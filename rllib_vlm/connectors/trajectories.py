@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
@@ -47,6 +47,14 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
         truncated=bool(episode.is_truncated),
         success=bool(episode.custom_data.get(SUCCESS, False)),
     )
+
+
+def by_group(episodes: Iterable[SingleAgentEpisode]) -> dict[str, list[SingleAgentEpisode]]:
+    """Siblings together, groups in the order of their first members."""
+    groups: dict[str, list[SingleAgentEpisode]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.custom_data[GROUP], []).append(episode)
+    return groups
 
 
 def attach_credit(episode: SingleAgentEpisode, credit: Sequence[TokenCredit]) -> None:

@@ -10,6 +10,7 @@ from ray import tune
 from tiny import tiny_config
 
 from rllib_vlm.algorithms.ppo import VLMPPO
+from rllib_vlm.connectors.trajectories import by_group
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -50,6 +51,29 @@ def test_two_iterations_move_the_weights_and_report_what_they_did(name, runners)
         assert (
             results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
         )
+
+
+@pytest.mark.parametrize("taught", [0, 8])
+def test_groups_that_teach_nothing_are_dropped_and_made_up_for_within_a_bound(taught):
+    config = tiny_config("grpo").training(sampling_rounds=3, groups_per_update=4, group_size=3)
+    algorithm = config.warm_start(updates=taught, episodes_per_update=12, epochs=4, lr=5e-3).build_algo()
+    learned_from = []
+    give = algorithm._give_credit  # noqa: SLF001
+    algorithm._give_credit = lambda episodes: (learned_from.append(episodes), give(episodes))  # noqa: SLF001
+    try:
+        sampled = [algorithm.train()["env_runners"] for _ in range(taught + 1)][-1]
+    finally:
+        algorithm.stop()
+    groups = by_group(learned_from[0])
+    played, dropped = sampled["num_episodes"] / 3, sampled["num_groups_dropped"]
+    assert all(len(members) == 3 for members in groups.values())
+    spreads = [np.ptp([e.get_return() for e in members]) for members in groups.values()]
+    if taught:
+        assert 4 <= played <= 12 and dropped == played - len(groups)
+        assert min(spreads) > 0.0
+        assert len(groups) == 4 or played == 12 - 4 + len(groups)
+    else:  # no answer of an untaught policy parses: all groups are alike, and the update has no gradient
+        assert played == dropped == len(groups) == 12 and max(spreads) < 1e-6
 
 
 def test_warm_start_then_rl_with_evaluations_before_and_after():
