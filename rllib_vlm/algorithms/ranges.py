@@ -108,6 +108,7 @@ RANGES: dict[str, Range] = {
     "value_loss_coeff": _NOT_NEGATIVE,
     "value_clip": _POSITIVE_OR_NONE,
     "value_huber": _POSITIVE_OR_NONE,
+    "kl_target": _POSITIVE_OR_NONE,
     "entropy_coeff": Range(),
     "kl_coeff": _NOT_NEGATIVE,
     "loss_reduction_constant": _POSITIVE_OR_NONE,

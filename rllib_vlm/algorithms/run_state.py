@@ -24,6 +24,7 @@ class RunState:
     task_cursor: int = 0  # training tasks drawn so far
     demonstration_cursor: int = 0  # recorded demonstrations read so far
     level: float | None = None  # of the curriculum
+    kl_coeff: float | None = None  # where `kl_target` has moved it; None is the configured one
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by milestone
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +58,24 @@ class RunState:
         if self.warm_start_updates == 0 and self.updates == 0:
             reached.append("start")
         return reached
+
+    def adapt_kl(self, kl: float, config: VLMAlgorithmConfig) -> None:
+        """Doubles the KL term's coefficient well above the target, halves it well below.
+
+        Args:
+            kl: to the reference, nats a token, of the last update.
+            config: with `kl_target`; without one nothing changes.
+
+        Source: the adaptive penalty of PPO (arXiv 1707.06347, section 4), to the reference in place of the last policy.
+        """
+        if config.kl_target is None:
+            return
+        coefficient = config.kl_coeff if self.kl_coeff is None else self.kl_coeff
+        if kl > 1.5 * config.kl_target:
+            coefficient *= 2.0
+        elif kl < config.kl_target / 1.5:
+            coefficient *= 0.5
+        self.kl_coeff = coefficient
 
     def learn_from(self, success_rate: float, config: VLMAlgorithmConfig) -> None:
         """Moves the curriculum's level, by this update's success rate or by the number of updates."""

@@ -234,6 +234,8 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
             f"groups_per_update is {c.groups_per_update}, fewer than num_learners {c.num_learners}: "
             "whole groups go to learners, each needs one"
         )
+    if c.kl_target is not None and not c.kl_coeff:
+        yield "kl_target moves kl_coeff, which is 0: give it something to begin with, e.g. 0.01"
     if c.sampling_rounds and c.group_size < 2:
         yield "sampling_rounds drops groups whose members all earned the same: it needs a group_size of 2 or more"
     if c.grad_clip is not None and c.grad_clip_by != "global_norm":

@@ -153,7 +153,7 @@ class VLMAlgorithm(Algorithm):
             for base in (config.lr, config.lr if config.value_lr is None else config.value_lr)
         ]
         plan = UpdatePlan(
-            losses=config.loss_settings(critic_only=critic_only),
+            losses=config.loss_settings(critic_only=critic_only, kl_coeff=state.kl_coeff),
             lr=rates[0],
             value_lr=rates[1],
             num_epochs=config.num_epochs,
@@ -164,6 +164,10 @@ class VLMAlgorithm(Algorithm):
             precision=config.precision,
         )
         self._learn(episodes, plan)
+        if "kl" in plan.losses.active:
+            self.metrics.log_value("kl_coeff", plan.losses.active["kl"], window=1)
+            learned = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
+            state.adapt_kl(float(self.metrics.peek(learned)), config)
         state.updates += 1
         successes = [bool(e.custom_data[SUCCESS]) for e in played]
         state.learn_from(sum(successes) / max(1, len(successes)), config)

@@ -56,6 +56,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.value_huber: float | None = None
         self.entropy_coeff = 0.0
         self.kl_coeff = 0.0
+        self.kl_target: float | None = None
         self.kl_estimator: KLEstimator = "k3"
         self.loss_reduction: Reduction = "token_mean"
         self.loss_reduction_constant: float | None = None
@@ -133,6 +134,7 @@ class VLMAlgorithmConfig(AgentConfig):
         value_huber: Any = NotProvided,
         entropy_coeff: Any = NotProvided,
         kl_coeff: Any = NotProvided,
+        kl_target: Any = NotProvided,
         kl_estimator: Any = NotProvided,
         loss_reduction: Any = NotProvided,
         loss_reduction_constant: Any = NotProvided,
@@ -186,6 +188,7 @@ class VLMAlgorithmConfig(AgentConfig):
             value_huber: error of a value from which on its loss grows linearly.
             entropy_coeff: weight of the entropy bonus.
             kl_coeff: weight of the KL to the policy that reinforcement learning started from.
+            kl_target: nats a token that the weight is moved to keep: doubled above 1.5 times as much, halved below.
             kl_estimator: "k1", "k2" or "k3".
             loss_reduction: "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum" or "fixed".
             loss_reduction_constant: the divisor of "fixed", tokens per row.
@@ -276,13 +279,13 @@ class VLMAlgorithmConfig(AgentConfig):
         stage: str = registry.resolve("credit", self.credit).stage
         return stage
 
-    def loss_settings(self, *, critic_only: bool = False) -> LossSettings:
+    def loss_settings(self, *, critic_only: bool = False, kl_coeff: float | None = None) -> LossSettings:
         """Of an update of reinforcement learning."""
         coefficients = {
             "policy": self.policy_loss_coeff,
             "value": self.value_loss_coeff,
             "entropy": self.entropy_coeff,
-            "kl": self.kl_coeff,
+            "kl": self.kl_coeff if kl_coeff is None else kl_coeff,
         }
         if critic_only:
             coefficients = {"value": self.value_loss_coeff}

@@ -76,6 +76,18 @@ def test_groups_that_teach_nothing_are_dropped_and_made_up_for_within_a_bound(ta
         assert played == dropped == len(groups) == 12 and max(spreads) < 1e-6
 
 
+def test_the_kl_coefficient_moves_with_what_was_measured():
+    config = tiny_config("ppo").training(kl_coeff=0.1, kl_target=1e-9, total_updates=3)
+    algorithm = config.build_algo()
+    try:
+        results = [algorithm.train() for _ in range(3)]
+    finally:
+        algorithm.stop()
+    measured = [r["learners"]["default_policy"]["kl_to_reference"] for r in results]
+    assert min(measured) > 1e-9  # always far above the target
+    assert [r["kl_coeff"] for r in results] == pytest.approx([0.1, 0.2, 0.4])
+
+
 def test_warm_start_then_rl_with_evaluations_before_and_after():
     config = tiny_config("ppo").warm_start(updates=1, episodes_per_update=4).training(total_updates=2)
     algorithm = config.evaluation(

@@ -67,3 +67,15 @@ def test_a_curriculum_on_success_waits_for_it():
 def test_it_survives_a_checkpoint():
     state = RunState(phase="rl", updates=3, task_cursor=9, level=0.5, evaluations={"start": {"x": 1}})
     assert RunState.from_dict(state.to_dict()) == state
+
+
+def test_the_kl_coefficient_follows_its_target():
+    config = tiny_config("ppo").training(kl_coeff=0.1, kl_target=0.02)
+    state = RunState()
+    for kl, expected in ((0.031, 0.2), (0.02, 0.2), (0.029, 0.2), (0.013, 0.1), (0.0, 0.05)):
+        state.adapt_kl(kl, config)
+        assert state.kl_coeff == pytest.approx(expected)
+    assert RunState.from_dict(state.to_dict()).kl_coeff == state.kl_coeff
+    fixed = RunState()
+    fixed.adapt_kl(9.0, tiny_config("ppo").training(kl_coeff=0.1))
+    assert fixed.kl_coeff is None
