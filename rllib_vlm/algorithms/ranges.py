@@ -150,6 +150,7 @@ _MAPPINGS = (
     "credit_options",
     "span_weights",
     "mismatch",
+    "step_guard",
 )
 _TEXTS = ("image_placeholder", "warm_start_demonstrations")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
 from rllib_vlm.core.optimizers import Optimizer
+from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
 from rllib_vlm.data import DemonstrationReader
@@ -27,6 +28,7 @@ from rllib_vlm.types import ActionSet, Demonstration
 if TYPE_CHECKING:
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 
+T = TypeVar("T")
 _AT = ("start", "warm_start_end", "final")
 
 
@@ -54,6 +56,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
     if isinstance(c.mismatch, dict):
         yield from _attempt("mismatch", lambda: _check_mismatch(c))
+    if isinstance(c.step_guard, dict):
+        yield from _attempt("step_guard", lambda: _of_fields(StepGuard, c.step_guard, "step_guard"))
     choices: dict[str, tuple[str, ...]] = {
         "observation": ("vision", "text"),
         "simulator_process": ("inline", "subprocess"),
@@ -93,12 +97,20 @@ def _check_spans(c: VLMAlgorithmConfig) -> None:
             raise RLlibVLMError(f"{name} is {weight!r}; it must be a number from 0 up")
 
 
-def _check_mismatch(c: VLMAlgorithmConfig) -> None:
-    known = [f.name for f in fields(MismatchSettings)]
-    for name in c.mismatch:
+def _of_fields(cls: type[T], options: Mapping[str, Any], what: str) -> T:
+    """A dataclass from a mapping of its fields."""
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for name in options:
         if name not in known:
-            raise UnknownNameError("options of mismatch", name, known)
-    if MismatchSettings(**c.mismatch).correction != "none" and c.old_logprobs != "learner":
+            raise UnknownNameError(f"options of {what}", name, known)
+    return cls(**options)
+
+
+def _check_mismatch(c: VLMAlgorithmConfig) -> None:
+    if (
+        _of_fields(MismatchSettings, c.mismatch, "mismatch").correction != "none"
+        and c.old_logprobs != "learner"
+    ):
         raise RLlibVLMError(
             "a correction needs old_logprobs: learner, which measures what there is to correct"
         )

@@ -32,6 +32,7 @@ from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
+from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import DemonstrationReader
@@ -162,6 +163,7 @@ class VLMAlgorithm(Algorithm):
             normalize_advantages=config.normalize_advantages,
             drop_uninformative=config.drop_uninformative,
             precision=config.precision,
+            guard=StepGuard(**config.step_guard),
         )
         self._learn(episodes, plan)
         if "kl" in plan.losses.active:

@@ -73,6 +73,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.total_updates: int | None = None
         self.time_budget_s: float | None = None
         self.precision = "float32"
+        self.step_guard: dict[str, Any] = {}
         self.optimizer_type: Optimizer = "adamw"
         self.weight_decay = 0.01
         self.adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -151,6 +152,7 @@ class VLMAlgorithmConfig(AgentConfig):
         total_updates: Any = NotProvided,
         time_budget_s: Any = NotProvided,
         precision: Any = NotProvided,
+        step_guard: Any = NotProvided,
         optimizer_type: Any = NotProvided,
         weight_decay: Any = NotProvided,
         adam_betas: Any = NotProvided,
@@ -210,6 +212,8 @@ class VLMAlgorithmConfig(AgentConfig):
             time_budget_s: seconds of reinforcement learning; then the run evaluates and ends.
             precision: "bfloat16" runs the model's matrix products in it where it learns, which is faster where the
                 processor knows it; ratios to what the samplers saw are then off by about a percent.
+            step_guard: limits of one optimizer step and what is done beyond them: fields of
+                `core.step_guard.StepGuard`, e.g. `{max_kl: 0.1, action: stop}`.
             optimizer_type: "adamw", or "muon" for the matrices between embeddings and heads (the rest stays with
                 AdamW at the same rate): fewer samples where a model learns from nothing.
             weight_decay: on matrices only.

@@ -36,6 +36,7 @@ from rllib_vlm.batching.rows import NAME, PLACE
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
 from rllib_vlm.core.optimizers import build_optimizers
+from rllib_vlm.core.step_guard import StepFigures
 from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.losses.reduce import normalizer, reduce
@@ -52,6 +53,8 @@ class VLMTorchLearner(TorchLearner):
         self._plan: UpdatePlan | None = None
         self._step_metrics = UpdateMetrics()
         self._totals: dict[str, float] = {}  # normalisers of the present optimizer step
+        self._figures = StepFigures()  # what the guard looks at, of the same
+        self._stopped = False  # by the guard, for the rest of the update
         self._reference: Any = None  # a frozen copy of the module, for the KL term
         super().build()
         if self.distributed:  # random initialisation must not differ between learners
@@ -94,12 +97,17 @@ class VLMTorchLearner(TorchLearner):
         if plan.losses.active.get("kl") and self._reference is None:
             self._reference = _frozen_copy(self._vlm_module)
         self._set_learning_rates(plan)
+        self._stopped = False
+        before = self._snapshot() if plan.guard.watches and plan.guard.action == "abandon" else None
         try:
-            return super().update(*args, **kwargs)
+            result = super().update(*args, **kwargs)
         except BaseException:
             if self.distributed:  # the others wait for this learner's gradients: let them fail at once too
                 dist.destroy_process_group()
             raise
+        if before is not None and self._stopped:
+            self._go_back(before)
+        return result
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
@@ -115,6 +123,8 @@ class VLMTorchLearner(TorchLearner):
 
     def _optimizer_steps(self, minibatches: Iterable[tuple[Batch, int]]) -> Iterator[MultiAgentBatch]:
         for columns, turns in minibatches:
+            if self._stopped:  # by the guard, on all learners alike
+                return
             # RLlib logs the number of rows; the columns it never looks at go through as they are.
             yield MultiAgentBatch({DEFAULT_MODULE_ID: _Step(columns)}, env_steps=turns)
 
@@ -126,6 +136,7 @@ class VLMTorchLearner(TorchLearner):
         columns = batch[DEFAULT_MODULE_ID].columns
         losses = self._plan.losses
         self._totals = self._normalizers(columns, losses)
+        self._figures = StepFigures()
         words = self._words(columns) if "grounding" in losses.active else {}
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -185,6 +196,8 @@ class VLMTorchLearner(TorchLearner):
             mask = tensors[term.mask]
             part = reduce(column, mask, tensors["segment_ids"], losses.reduction, self._totals[term.mask])
             parts.append(coefficient * part)
+            if name == "policy":
+                self._figures.add(metrics, float(mask.sum()))
             self._step_metrics.add_term(name, float(part.detach()), metrics, float(mask.sum()))
         self._step_metrics.add_columns(out, tensors, losses)
         return torch.stack(parts).sum()
@@ -248,14 +261,32 @@ class VLMTorchLearner(TorchLearner):
                 p.grad.copy_(piece.view_as(p))
 
     def _apply(self) -> None:
-        """Clips and steps; a step whose gradient is not finite is left out and counted."""
+        """Clips and steps; where a gradient is not finite or the guard objects, the step is left out and counted."""
+        assert self._plan is not None
         parameters = [p for p in self._parameters if p.grad is not None]
         bound = self.config.grad_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound)) if parameters else 0.0
-        if math.isfinite(norm):
+        objections: list[str] = []
+        if self._plan.guard.watches and "policy" in self._plan.losses.active:
+            figures = self._figures.join(self._all_gather(self._figures))
+            objections = self._plan.guard.violations(figures, norm)
+            self._step_metrics.add_objections(objections)
+            self._stopped = bool(objections) and self._plan.guard.action != "skip"
+        if math.isfinite(norm) and not objections:
             for optimizer in self._optimizers:
                 optimizer.step()
         self._step_metrics.add_gradient(norm)
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Weights and optimizers as they are now."""
+        weights = {name: tensor.detach().clone() for name, tensor in self._vlm_module.state_dict().items()}
+        return weights, [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
+
+    def _go_back(self, snapshot: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> None:
+        weights, optimizers = snapshot
+        self._vlm_module.load_state_dict(weights)
+        for optimizer, state in zip(self._optimizers, optimizers, strict=True):
+            optimizer.load_state_dict(state)
 
     def _set_learning_rates(self, plan: UpdatePlan) -> None:
         for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):

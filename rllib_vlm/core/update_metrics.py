@@ -58,6 +58,7 @@ class UpdateMetrics:
         self._seconds = 0.0
         self._steps = 0
         self._skipped = 0
+        self._guarded = 0
         self._norms: list[float] = []
         self._losses: dict[str, float] = defaultdict(float)
         self._sums: dict[str, float] = defaultdict(float)
@@ -109,6 +110,10 @@ class UpdateMetrics:
         else:
             self._skipped += 1
 
+    def add_objections(self, objections: list[str]) -> None:
+        """What the guard said against a step; nothing where it let it pass."""
+        self._guarded += bool(objections)
+
     def end_step(self, seconds: float) -> None:
         self._seconds += seconds
         self._steps += 1
@@ -133,6 +138,7 @@ class UpdateMetrics:
             "grad_norm": sum(self._norms) / len(self._norms) if self._norms else 0.0,
             "grad_norm_max": max(self._norms, default=0.0),
             "num_skipped_steps": float(self._skipped),
+            "num_guarded_steps": float(self._guarded),
             "num_optimizer_steps": float(self._steps),
             "lr": plan.lr,
             "tokens": float(self.tokens),

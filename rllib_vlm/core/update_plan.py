@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_vlm.core.loss_terms import LossSettings
+from rllib_vlm.core.step_guard import StepGuard
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -33,6 +34,7 @@ class UpdatePlan:
     drop_uninformative: bool = False  # leave out rows without any advantage
     expects_credit: bool = True  # False for imitation
     precision: str = "float32"  # of the model's matrix products in training
+    guard: StepGuard = field(default_factory=StepGuard)
 
 
 def learning_rate(

@@ -13,6 +13,7 @@ from tiny import tiny_config
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, VLMColumns
+from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 from rllib_vlm.types import Detection
@@ -43,8 +44,15 @@ def tell(episodes, family):
             prompts[k] = family.label(prompts[k], [found], images=1)
 
 
-@pytest.mark.parametrize(("minibatch_size", "told"), [(None, False), (7, False), (7, True)])
-def test_two_learners_equal_one(minibatch_size, told):
+@pytest.mark.parametrize(
+    ("minibatch_size", "told", "guard"),
+    [
+        (None, False, StepGuard()),
+        (7, False, StepGuard(max_kl=1e-4)),  # stops both at the same step
+        (7, True, StepGuard()),
+    ],
+)
+def test_two_learners_equal_one(minibatch_size, told, guard):
     config = tiny_config("ppo", observation="vision").training(normalize_advantages=True, row_tokens=160)
     runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
     episodes = runner.sample(num_episodes=9)
@@ -64,6 +72,7 @@ def test_two_learners_equal_one(minibatch_size, told):
         minibatch_size=minibatch_size,
         seed=3,
         normalize_advantages=True,
+        guard=guard,
     )
     results, after, metrics = {}, {}, {}
     for learners in (0, 2):
@@ -90,6 +99,8 @@ def test_two_learners_equal_one(minibatch_size, told):
         if learners == 0:
             assert max(np.abs(after[0][k] - start[k]).max() for k in start) > 1e-3  # something was learned
     np.testing.assert_allclose(metrics[2], metrics[0][0], rtol=1e-4)
+    guarded = [float(r["default_policy"]["num_guarded_steps"].peek()) for n in (0, 2) for r in results[n]]
+    assert guarded == [float(guard.watches)] * 3
     for name, value in after[0].items():
         # AdamW's first steps are lr * sign(g): where g is rounding noise only, they may differ.
         np.testing.assert_allclose(after[2][name], value, atol=2e-4, err_msg=name)

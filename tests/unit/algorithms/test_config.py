@@ -80,6 +80,11 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.training(policy_loss="ppo"), "policy_loss is 'ppo'.* Known: ppo_clip, gspo, cispo"),
         (lambda c: c.training(mismatch={"cup": 2}), "mismatch: .*Did you mean 'cap'"),
         (lambda c: c.training(mismatch={"correction": "mask"}), "needs old_logprobs: learner"),
+        (lambda c: c.training(step_guard={"max_kll": 1}), "step_guard: .*Did you mean 'max_kl'"),
+        (
+            lambda c: c.training(step_guard={"max_ratio": 0.5, "action": "halt"}),
+            r"(?s)max_ratio is 0.5; it must be a number above 1.*action is 'halt'.*Known: skip, stop, abandon",
+        ),
         (lambda c: c.training(kl_target=0.1), "kl_target moves kl_coeff"),
         (lambda c: c.training(sampling_rounds=2), "group_size of 2 or more"),
         (lambda c: c.training(ratio_level="turns"), "Did you mean 'turn'"),

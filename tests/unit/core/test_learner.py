@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from rllib_vlm.core.columns import INDEX, VLMColumns
 from rllib_vlm.core.learner import VLMTorchLearner
 from rllib_vlm.core.loss_terms import LOSS_TERMS
 from rllib_vlm.core.rl_module import _rows
+from rllib_vlm.core.step_guard import StepFigures, StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.credit.gae import TokenGAE
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
@@ -209,6 +211,49 @@ def test_a_critic_that_warms_up_moves_nothing_but_its_head():
     # Elsewhere it reads features that learn with it.
     learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2), timesteps={})
     assert any(not torch.equal(p, before[n]) for n, p in module.named_parameters() if n not in moved)
+
+
+def guarded(action, **limits):
+    """(weights that moved, optimizer steps, guarded steps, optimizer state) of one update in many steps."""
+    config, learner, module, episodes = prepare("text")
+    # So that the optimizers have a state, and the weights are still those that sampled.
+    learner.update(episodes=episodes, plan=plan_of(config, lr=0.0), timesteps={})
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    moments = [copy.deepcopy(o.state_dict()["state"]) for o in learner._optimizers]  # noqa: SLF001
+    plan = plan_of(config, lr=1e-2, num_epochs=4, minibatch_size=4, guard=StepGuard(action=action, **limits))
+    result = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    moved = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    after = [o.state_dict()["state"] for o in learner._optimizers]  # noqa: SLF001
+    same = all(
+        torch.equal(torch.as_tensor(a[k][name]), torch.as_tensor(b[k][name]))
+        for a, b in zip(moments, after, strict=True)
+        for k in a
+        for name in a[k]
+    )
+    steps, objected = (float(result[f"num_{name}_steps"].peek()) for name in ("optimizer", "guarded"))
+    return moved, steps, objected, same
+
+
+def test_the_guard_skips_stops_or_takes_back():
+    moved, planned, objected, _ = guarded("skip", max_kl=1e9)
+    assert moved and planned > 8 and objected == 0
+    moved, steps, objected, same = guarded("skip", max_grad_norm=1e-9)
+    assert not moved and steps == objected == planned and same
+    moved, steps, objected, same = guarded("stop", max_kl=1e-4)
+    assert moved and 1 < steps < planned and objected == 1 and not same
+    moved, steps, objected, same = guarded("abandon", max_kl=1e-4)
+    assert not moved and 1 < steps < planned and objected == 1 and same
+    moved, steps, objected, _ = guarded("stop", max_ratio=1.0001)
+    assert moved and steps < planned and objected == 1
+
+
+def test_nothing_that_is_not_a_number_passes_the_guard():
+    guard = StepGuard(max_kl=1.0, max_grad_norm=2.0)
+    assert guard.violations(StepFigures(tokens=1.0, kl_sum=0.5), 1.0) == []
+    assert guard.violations(StepFigures(tokens=1.0, kl_sum=float("nan")), 3.0) == [
+        "kl nan > 1",
+        "grad_norm 3 > 2",
+    ]
 
 
 def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
