@@ -140,7 +140,7 @@ RANGES: dict[str, Range] = {
 }
 _FLAGS = (
     "warm_start_only_successes", "normalize_advantages", "mask_truncated", "drop_uninformative", "packing",
-    "log_entropy",
+    "log_entropy", "bootstrap_truncated",
 )  # fmt: skip
 _MAPPINGS = (
     "env_config",

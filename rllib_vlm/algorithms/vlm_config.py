@@ -44,6 +44,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.sampling_rounds = 0
         self.credit = "gae"
         self.credit_options: dict[str, Any] = {}
+        self.bootstrap_truncated = True
         self.normalize_advantages = False
         self.clip_low = 0.2
         self.clip_high: float | None = None
@@ -123,6 +124,7 @@ class VLMAlgorithmConfig(AgentConfig):
         sampling_rounds: Any = NotProvided,
         credit: Any = NotProvided,
         credit_options: Any = NotProvided,
+        bootstrap_truncated: Any = NotProvided,
         normalize_advantages: Any = NotProvided,
         clip_low: Any = NotProvided,
         clip_high: Any = NotProvided,
@@ -177,6 +179,8 @@ class VLMAlgorithmConfig(AgentConfig):
                 in at most so many rounds of sampling in all; 0 keeps them (DAPO's dynamic sampling, with a bound).
             credit: advantage estimator, a name of the table `credit`.
             credit_options: of the estimator, e.g. `{gamma: 0.99, lam: 0.95}`.
+            bootstrap_truncated: an episode that a limit cuts is worth what the critic says of its last state, as if it
+                went on; false: it is over, which is right where running out of turns is failing.
             normalize_advantages: to mean 0 and spread 1 over the tokens of the update.
             clip_low: how far a ratio may fall below 1.
             clip_high: how far it may rise above 1; nothing is `clip_low`.
@@ -277,6 +281,11 @@ class VLMAlgorithmConfig(AgentConfig):
     @property
     def needs_critic(self) -> bool:
         return bool(self.value_loss_coeff) or self.credit_stage == "learner"
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether cut episodes are worth what a critic says of their last state."""
+        return self.credit_stage == "learner" and bool(self.bootstrap_truncated)
 
     @property
     def credit_stage(self) -> str:

@@ -364,7 +364,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             options=options,
             format_reward=config.format_reward,
             invalid_penalty=config.invalid_penalty,
-            render_final=config.credit_stage == "learner" and not config.in_evaluation,
+            render_final=config.bootstraps and not config.in_evaluation,
             policy_version=self._weights_seq_no,
             demonstrations=demonstrations,
             seed=self._draw_seed(evaluates=config.in_evaluation),

@@ -190,6 +190,11 @@ def test_a_cut_episode_brings_the_prompt_that_would_have_followed():
     (episode,) = runner.sample(num_episodes=1)
     prompt = episode.custom_data["final_prompt"]
     assert episode.get_observations(-1)["text"].splitlines()[0] in prompt.text
+    over = make_runner(
+        config.copy(copy_frozen=False).training(bootstrap_truncated=False), script=["nonsense"]
+    )
+    (episode,) = over.sample(num_episodes=1)  # nothing to value: out of turns is failed
+    assert episode.is_truncated and "final_prompt" not in episode.custom_data
 
 
 def test_new_weights_come_with_their_version():
