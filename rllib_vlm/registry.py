@@ -33,6 +33,7 @@ CREDIT = {
     "grpo": "rllib_vlm.credit.grpo:GRPO",
     "rloo": "rllib_vlm.credit.rloo:RLOO",
     "gigpo": "rllib_vlm.credit.gigpo:GiGPO",
+    "fitted_gae": "rllib_vlm.credit.fitted_gae:FittedGAE",
     "reinforce_pp": "rllib_vlm.credit.reinforce_pp:ReinforcePlusPlus",
 }
 PARSERS = {
@@ -58,6 +59,7 @@ CALLBACKS = {
     "report": "rllib_vlm.callbacks.report:Report",
     "gallery": "rllib_vlm.callbacks.gallery:Gallery",
     "metrics": "rllib_vlm.callbacks.metrics:Metrics",
+    "guard": "rllib_vlm.guard.collapse_guard:CollapseGuard",
 }
 
 TABLES: dict[str, dict[str, str]] = {

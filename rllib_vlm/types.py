@@ -161,6 +161,7 @@ class Turn:
     parsed: ParsedAction
     reward: float  # of this turn, format and shaping terms included
     anchor: str = ""  # the same for turns that began in the same state; "" is not known
+    state: Mapping[str, float] = field(default_factory=dict)  # what the simulator tells of that state
     info: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class RunState:
     level: float | None = None  # of the curriculum
     kl_coeff: float | None = None  # where `kl_target` has moved it; None is the configured one
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by milestone
+    rollbacks: int = 0  # made so far
+    lr_scale: float = 1.0  # of the learning rates of reinforcement learning, lowered by rollbacks
+    clip_scale: float = 1.0  # of the clip range, likewise
+    notes: dict[str, Any] = field(default_factory=dict)  # of callbacks, by their name; JSON
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,6 +51,24 @@ class RunState:
             self.updates, config.total_updates, self.rl_s, config.time_budget_s
         ):
             self.phase = "finished"
+
+    def back_to(self, earlier: RunState, *, lr_factor: float, clip_factor: float) -> RunState:
+        """The state of a run that goes back to `earlier` from here, to go on more carefully.
+
+        What it has used up stays used: its time, its tasks, its evaluations.
+        """
+        return replace(
+            earlier,
+            warm_start_s=self.warm_start_s,
+            rl_s=self.rl_s,
+            task_cursor=max(self.task_cursor, earlier.task_cursor),
+            demonstration_cursor=max(self.demonstration_cursor, earlier.demonstration_cursor),
+            evaluations=self.evaluations,
+            rollbacks=self.rollbacks + 1,
+            lr_scale=self.lr_scale * lr_factor,
+            clip_scale=self.clip_scale * clip_factor,
+            notes=self.notes,
+        )
 
     def milestones(self, config: VLMAlgorithmConfig) -> list[Milestone]:
         """Where the run stands that evaluations are named after, the latest first."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
+from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
@@ -61,7 +64,7 @@ class VLMAlgorithm(Algorithm):
         super().setup(config)
         self._tasks = TaskSampler(seed=self.config.seed or 0, num_task_seeds=self.config.num_task_seeds)
         credit = registry.resolve("credit", self.config.credit)(**self.config.credit_options)
-        self._driver_credit = credit if credit.stage == "driver" else None
+        self._driver_credit = None if credit.stage == "learner" else credit
         if self.config.curriculum is not None:
             self.run_state.level = float(self.config.curriculum.get("start", 0.0))
         self.run_state.advance(self.config)
@@ -139,6 +142,7 @@ class VLMAlgorithm(Algorithm):
         config, state = self.config, self.run_state
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes, played = self._sample()
+        self._log_group_spread(played)
         with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
             self._give_credit(episodes)
         critic_only = state.updates < config.critic_warmup_updates
@@ -154,9 +158,11 @@ class VLMAlgorithm(Algorithm):
             for base in (config.lr, config.lr if config.value_lr is None else config.value_lr)
         ]
         plan = UpdatePlan(
-            losses=config.loss_settings(critic_only=critic_only, kl_coeff=state.kl_coeff),
-            lr=rates[0],
-            value_lr=rates[1],
+            losses=config.loss_settings(
+                critic_only=critic_only, kl_coeff=state.kl_coeff, clip_scale=state.clip_scale
+            ),
+            lr=rates[0] * state.lr_scale,
+            value_lr=rates[1] * state.lr_scale,
             num_epochs=config.num_epochs,
             minibatch_size=config.minibatch_size,
             seed=self._update_seed(),
@@ -270,16 +276,26 @@ class VLMAlgorithm(Algorithm):
         self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
-        """Estimators that compare siblings need whole groups, which only the driver has."""
+        """Estimators that compare episodes need whole groups or updates, which only the driver has."""
         if self._driver_credit is None:
             return
-        for members in by_group(episodes).values():
+        groups = by_group(episodes).values() if self._driver_credit.stage == "group" else [list(episodes)]
+        for members in groups:
             credit = self._driver_credit([to_trajectory(e) for e in members])
             for episode, own in zip(members, credit, strict=True):
                 attach_credit(episode, own)
-        counts = getattr(self._driver_credit, "counts", None)
-        for name, value in (counts.pop() if counts is not None else {}).items():
-            self.metrics.log_value((ENV_RUNNER_RESULTS, f"num_{name}"), value, reduce="sum")
+        figures = getattr(self._driver_credit, "figures", None)
+        for name, value in (figures.pop() if figures is not None else {}).items():
+            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
+
+    def _log_group_spread(self, episodes: Sequence[SingleAgentEpisode]) -> None:
+        """How much the returns of siblings differ, the mean of all groups that have any."""
+        returns = [[e.get_return() for e in members] for members in by_group(episodes).values()]
+        spreads = [float(np.std(r)) for r in returns if len(r) > 1]
+        if spreads:
+            self.metrics.log_value(
+                (ENV_RUNNER_RESULTS, "group_return_std"), float(np.mean(spreads)), window=1
+            )
 
     # Learning and weights.
 
@@ -332,7 +348,7 @@ class VLMAlgorithm(Algorithm):
 
     def _update_seed(self) -> int:
         state = self.run_state
-        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates]
+        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates, state.rollbacks]
         return int(np.random.SeedSequence(mixed).generate_state(1)[0])
 
     # Evaluation.
@@ -404,6 +420,31 @@ class VLMAlgorithm(Algorithm):
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(path, *args, **kwargs)
         self._sync_weights(self.env_runner_group)
+
+    def roll_back(self, path: str | Path, *, lr_factor: float, clip_factor: float) -> None:
+        """Takes weights, optimizers and counters back to a saved state, from which the run goes on more carefully.
+
+        Args:
+            path: what `save_to_path` wrote.
+            lr_factor: of the learning rates from now on.
+            clip_factor: of the clip range from now on.
+        """
+        now, iteration, metrics = self.run_state, self.iteration, self.metrics.get_state()
+        self.restore_from_path(str(path))
+        self.metrics.set_state(metrics)  # what was played and learnt since was played and learnt
+        self._iteration = iteration
+        self.run_state = now.back_to(self.run_state, lr_factor=lr_factor, clip_factor=clip_factor)
+
+    def probe_sync(self) -> float:
+        """Largest |log-ratio|, in nats, between the runners and the learner over answers to a probe of each runner.
+
+        Engine and learner hold the same weights where this is rounding alone (1e-3 in float32).
+        """
+        answered = self.env_runner_group.foreach_env_runner(
+            lambda runner: runner.probe(), local_env_runner=not self.env_runner_group.num_remote_env_runners()
+        )
+        found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
+        return max(result.get() for result in found)
 
 
 def _without_nan(results: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -292,8 +293,10 @@ class VLMAlgorithmConfig(AgentConfig):
         stage: str = registry.resolve("credit", self.credit).stage
         return stage
 
-    def loss_settings(self, *, critic_only: bool = False, kl_coeff: float | None = None) -> LossSettings:
-        """Of an update of reinforcement learning."""
+    def loss_settings(
+        self, *, critic_only: bool = False, kl_coeff: float | None = None, clip_scale: float = 1.0
+    ) -> LossSettings:
+        """Of an update of reinforcement learning; `clip_scale` is of the clip range."""
         coefficients = {
             "policy": self.policy_loss_coeff,
             "value": self.value_loss_coeff,
@@ -302,7 +305,10 @@ class VLMAlgorithmConfig(AgentConfig):
         }
         if critic_only:
             coefficients = {"value": self.value_loss_coeff}
-        return self._loss_settings(coefficients)
+        settings = self._loss_settings(coefficients)
+        return replace(
+            settings, clip_low=settings.clip_low * clip_scale, clip_high=settings.clip_high * clip_scale
+        )
 
     def imitates(self, update: int) -> bool:
         """Whether this update of the warm start teaches answers; the first ones, and some later, teach seeing alone."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from rllib_vlm.callbacks.curve import Curve
 from rllib_vlm.callbacks.metrics import look_up
 from rllib_vlm.callbacks.statistics import newcombe_interval, paired_newcombe_interval
 from rllib_vlm.core.columns import GROUP, SUCCESS
+from rllib_vlm.files import write_json
 
 RESULTS_FILE = "results.json"
 CURVE_FILE = "success.png"
@@ -162,16 +161,6 @@ def _fetch_outcomes(group: Any) -> dict[str, bool]:
     for outcomes in group.foreach_env_runner(take):
         found.update(outcomes)
     return found
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is either the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class PeakMemory:

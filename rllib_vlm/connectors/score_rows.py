@@ -37,7 +37,7 @@ class ScoreRows(ConnectorV2):
 
     Rows are read once, in micro-batches, at the weights the update starts from. A cut episode bootstraps with
     the value of the state after its last turn, which it brings as prompt; without one it bootstraps with 0.
-    Estimators of the driver stage need no values; where the sampler's log-probs serve, nothing is left to do.
+    Estimators of the other stages need no values; where the sampler's log-probs serve, nothing is left to do.
 
     Args:
         credit: a name of the table `credit`.

@@ -36,6 +36,7 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
                 parsed=parsed[i],
                 reward=float(rewards[i]),
                 anchor=anchors[i],
+                state=infos[i].get("state", {}),
                 info=infos[i + 1],
             )
         )

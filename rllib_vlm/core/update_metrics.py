@@ -8,6 +8,7 @@
 | `clip_fraction`      | share of tokens whose ratio is clipped                                   |
 | `ratio_max`          | largest importance ratio of the update                                   |
 | `log_ratio_max`      | largest |log-ratio| of the first optimizer step, before any weight moved |
+| `sampler_gap`        | mean |log-ratio| of the same: how far sampler and learner are apart      |
 | `kl_to_reference`    | estimate against the reference policy, nats per token                    |
 | `explained_variance` | of the returns, by the critic                                            |
 | `grad_norm`          | mean global norm before clipping; `grad_norm_max` the largest            |
@@ -96,8 +97,9 @@ class UpdateMetrics:
         if weight and VLMColumns.ENTROPY in out:
             self._mean("entropy", float(out[VLMColumns.ENTROPY][mask].mean()), weight)
         if weight and "policy" in losses.active and self._steps == 0:
-            log_ratio = (out[VLMColumns.LOGPROBS] - tensors["old_logprobs"])[mask].abs().max()
-            self._log_ratio_max = max(self._log_ratio_max, float(log_ratio))
+            log_ratio = (out[VLMColumns.LOGPROBS] - tensors["old_logprobs"])[mask].abs()
+            self._log_ratio_max = max(self._log_ratio_max, float(log_ratio.max()))
+            self._mean("sampler_gap", float(log_ratio.mean()), weight)
         if "value" in losses.active:
             where = tensors["value_mask"]
             returns = tensors["returns"][where]

@@ -9,13 +9,13 @@ from rllib_vlm.types import TokenCredit, Trajectory
 
 
 class CreditAssigner(Protocol):
-    """`stage` says where it runs: on the driver (sees whole groups) or in a learner (sees values)."""
+    """`stage` says what it sees: a "group" or an "update" at a time, on the driver, or in a "learner" values too."""
 
-    stage: ClassVar[Literal["driver", "learner"]]
+    stage: ClassVar[Literal["group", "update", "learner"]]
 
     def __call__(self, group: Sequence[Trajectory]) -> list[list[TokenCredit]]:
         """Credit of every turn of every trajectory, in the same order.
 
-        `group` is one whole group for driver-stage estimators; for learner-stage ones it is any
-        set of trajectories whose `values` are filled.
+        `group` is one whole group of siblings, or all trajectories of the update, or for the learner's stage
+        any set of trajectories whose `values` are filled.
         """

@@ -33,7 +33,7 @@ class BiLevelGAE:
     lam: float = 0.95
     high_level_gamma: float = 0.95
     high_level_lam: float | None = None
-    stage: ClassVar[Literal["driver", "learner"]] = "learner"
+    stage: ClassVar[Literal["group", "update", "learner"]] = "learner"
 
     def __post_init__(self) -> None:
         check_fractions("bilevel_gae", gamma=self.gamma, lam=self.lam, high_level_gamma=self.high_level_gamma)

@@ -29,7 +29,7 @@ class TokenGAE:
 
     gamma: float = 1.0
     lam: float = 0.95
-    stage: ClassVar[Literal["driver", "learner"]] = "learner"
+    stage: ClassVar[Literal["group", "update", "learner"]] = "learner"
 
     def __post_init__(self) -> None:
         check_fractions("gae", gamma=self.gamma, lam=self.lam)

@@ -38,8 +38,8 @@ class GiGPO:
     step_weight: float = 1.0
     normalize_std: bool = True
     epsilon: float = 1e-6
-    counts: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
-    stage: ClassVar[Literal["driver", "learner"]] = "driver"
+    figures: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
+    stage: ClassVar[Literal["group", "update", "learner"]] = "group"
 
     def __post_init__(self) -> None:
         check_fractions("gigpo", discount=self.discount)
@@ -52,7 +52,7 @@ class GiGPO:
         if not group:
             return []
         totals = np.array([trajectory.total_reward for trajectory in group])
-        self.counts.add(totals)
+        self.figures.add(totals)
         episodes = self._relative(totals)
         togo = [rewards_to_go([turn.reward for turn in t.turns], self.discount) for t in group]
         steps = [np.zeros(len(g)) for g in togo]

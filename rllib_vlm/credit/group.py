@@ -23,9 +23,9 @@ class GroupCounts:
     def pop(self) -> dict[str, int]:
         """The counts since the last call, for the metrics; they start again at 0."""
         counts = {
-            "groups": self.groups,
-            "groups_of_one": self.groups_of_one,
-            "groups_without_spread": self.groups_without_spread,
+            "num_groups": self.groups,
+            "num_groups_of_one": self.groups_of_one,
+            "num_groups_without_spread": self.groups_without_spread,
         }
         self.groups = self.groups_of_one = self.groups_without_spread = 0
         return counts

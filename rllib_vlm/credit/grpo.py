@@ -40,8 +40,8 @@ class GRPO:
     normalize_std: bool = True
     epsilon: float = 1e-6
     discount: float | None = None
-    counts: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
-    stage: ClassVar[Literal["driver", "learner"]] = "driver"
+    figures: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
+    stage: ClassVar[Literal["group", "update", "learner"]] = "group"
 
     def __post_init__(self) -> None:
         if self.epsilon < 0:
@@ -54,7 +54,7 @@ class GRPO:
         if not group:
             return []
         totals = np.array([trajectory.total_reward for trajectory in group])
-        self.counts.add(totals)
+        self.figures.add(totals)
         advantages = self._per_episode(group, totals) if self.discount is None else self._per_turn(group)
         return [spread_over_tokens(t, a) for t, a in zip(group, advantages, strict=True)]
 

@@ -31,8 +31,8 @@ class ReinforcePlusPlus:
 
     discount: float = 1.0
     baseline: bool = False
-    counts: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
-    stage: ClassVar[Literal["driver", "learner"]] = "driver"
+    figures: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
+    stage: ClassVar[Literal["group", "update", "learner"]] = "group"
 
     def __post_init__(self) -> None:
         check_fractions("reinforce_pp", discount=self.discount)
@@ -43,7 +43,7 @@ class ReinforcePlusPlus:
             return []
         totals = np.array([trajectory.total_reward for trajectory in group])
         if self.baseline:
-            self.counts.add(totals)
+            self.figures.add(totals)
         mean = totals.mean() if self.baseline else 0.0
         return [
             spread_over_tokens(t, rewards_to_go([turn.reward for turn in t.turns], self.discount) - mean)

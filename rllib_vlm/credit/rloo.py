@@ -27,15 +27,15 @@ class RLOO:
     "Back to Basics" (arXiv 2402.14740).
     """
 
-    counts: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
-    stage: ClassVar[Literal["driver", "learner"]] = "driver"
+    figures: GroupCounts = field(default_factory=GroupCounts, init=False, repr=False, compare=False)
+    stage: ClassVar[Literal["group", "update", "learner"]] = "group"
 
     def __call__(self, group: Sequence[Trajectory]) -> list[list[TokenCredit]]:
         check_one_group("rloo", group)
         if not group:
             return []
         totals = np.array([trajectory.total_reward for trajectory in group])
-        self.counts.add(totals)
+        self.figures.add(totals)
         advantages = np.zeros(len(totals))
         if has_spread(totals):
             advantages = (totals - totals.mean()) * len(totals) / (len(totals) - 1)

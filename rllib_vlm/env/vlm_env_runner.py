@@ -37,11 +37,12 @@ from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
 from rllib_vlm.errors import RLlibVLMError
-from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, Turn
+from rllib_vlm.types import Completion, Demonstration, Message, ParsedAction, Prompt, Turn
 
 logger = logging.getLogger(__name__)
 
 TASK_CURSOR = "task_cursor"
+_PROBE_TOKENS = 16
 REPLACEMENTS = 1_000_000_000  # position in the sequence of tasks where replacements begin
 
 
@@ -287,6 +288,13 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         """The shared module's weights have moved on."""
         self.module.load_policy({}, version=version)
         self._weights_seq_no = version
+
+    def probe(self) -> tuple[Prompt, Completion]:
+        """A prompt and this runner's answer to it, for a learner to say how likely it is by its own weights."""
+        text = self.pool.spec.description
+        prompt = self.module.family.encode([Message(role="user", text=text)])
+        sampling = replace(self.config.sampling_params, max_new_tokens=_PROBE_TOKENS)
+        return prompt, self.module.generate([prompt], sampling)[0]
 
     @override(EnvRunner)
     def stop(self) -> None:

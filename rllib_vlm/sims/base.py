@@ -41,7 +41,9 @@ class Simulator(gym.Env[Observation, int]):
     whose every step has `metrics`, of the episode so far, reports episodes too that the limit of turns cuts.
     `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
     curriculum has come); the same seed and options always give the same episode. `info` may hold an `anchor`, a
-    name for the present state, by which siblings find out that they were in the same one (GiGPO).
+    name for the present state, by which siblings find out that they were in the same one (GiGPO), and a `state`: a
+    dict of float, the same names after each reset and turn, of what tells how well things stand, seen or unseen. It
+    is for baselines (`fitted_gae`), never for a policy.
     """
 
     actions: ClassVar[ActionSet]

@@ -118,7 +118,8 @@ def _check_turns(
 ) -> None:
     """The same random actions as turns in one instance and as steps in the other."""
     rng = np.random.default_rng(0)
-    simulator.reset(seed=3, options=dict(options))
+    _, begun = simulator.reset(seed=3, options=dict(options))
+    _check_state(begun, begun, "reset", problems)
     other.reset(seed=3, options=dict(options))
     names = simulator.actions.names
     for _ in range(_TURNS):
@@ -127,6 +128,7 @@ def _check_turns(
         steps = _by_steps(other, actions)
         _check_observation(simulator, turn[0], f"turn {actions}", problems)
         _check_step(turn, f"turn {actions}", problems)
+        _check_state(turn[4], begun, f"turn {actions}", problems)
         if not np.isclose(turn[1], steps[1]):
             problems.append(f"turn {actions} is rewarded {turn[1]}, its steps {steps[1]}")
         if turn[2:4] != steps[2:4]:
@@ -138,7 +140,9 @@ def _check_turns(
             problems.append(f"turn {actions} ends with other images than its steps do")
         if turn[2] or turn[3]:
             return
-    _check_step(simulator.turn([]), "a turn without actions", problems)
+    idle = simulator.turn([])
+    _check_step(idle, "a turn without actions", problems)
+    _check_state(idle[4], begun, "a turn without actions", problems)
 
 
 def _by_steps(simulator: Simulator, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
@@ -160,6 +164,22 @@ def _check_step(step: tuple[Observation, float, bool, bool, Info], when: str, pr
             problems.append(f"{name} after {when} is a {type(value).__name__}, not a bool")
     if terminated or truncated:
         _check_last_info(info, when, problems)
+
+
+def _check_state(info: Info, before: Info, when: str, problems: list[str]) -> None:
+    """`state` is left out, or the same names always; `before` is the info of the reset."""
+    state, names = info.get("state"), before.get("state")
+    if (state is None) != (names is None):
+        problems.append(f"info has a state after {'reset' if state is None else when} alone")
+        return
+    if state is None:
+        return
+    if not isinstance(state, dict) or not isinstance(names, dict) or state.keys() != names.keys():
+        problems.append(f"info['state'] after {when} has other names than after reset: {state!r}, {names!r}")
+        return
+    wrong = {k: v for k, v in state.items() if not isinstance(v, float) or not np.isfinite(v)}
+    if wrong:
+        problems.append(f"values of info['state'] after {when} that are no finite float: {wrong}")
 
 
 def _check_last_info(info: Info, when: str, problems: list[str]) -> None:

@@ -120,7 +120,8 @@ class FrozenLake(Simulator):
     ## End of an episode
     Terminated at the gift or in a hole, truncated after `max_steps` steps. A turn without a valid
     action counts as one step. Then `info` holds `success`; it always holds `metrics`: `steps`, `fell` and `spl`
-    (success weighted by shortest path over steps taken; Anderson et al., arXiv 1807.06757).
+    (success weighted by shortest path over steps taken; Anderson et al., arXiv 1807.06757). `state`, for baselines:
+    `distance` (steps to go) and `steps` (share of `max_steps`).
 
     ## Options of `reset`
     `split`: "train" or "heldout", which share no map. `level`: 0.0 starts beside the gift, 1.0
@@ -254,7 +255,10 @@ class FrozenLake(Simulator):
         self.position = self.lake.start
         self.steps = 0
         self._over = False
-        return self._observe(), {"instruction": "Reach the gift without falling into a hole."}
+        return self._observe(), {
+            "instruction": "Reach the gift without falling into a hole.",
+            "state": self._state(),
+        }
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]:
         """One move.
@@ -310,11 +314,16 @@ class FrozenLake(Simulator):
                 "steps": float(self.steps),
                 "fell": float(fell),
                 "spl": success * shortest / max(shortest, self.steps),
-            }
+            },
+            "state": self._state(),
         }
         if self._over:
             info["success"] = success
         return self._observe(), float(reward), success or fell, truncated, info
+
+    def _state(self) -> dict[str, float]:
+        """For baselines: steps to go (-1 in a hole that has no way out), and steps made, as a share of the most."""
+        return {"distance": float(self._far[self.position]), "steps": self.steps / self.max_steps}
 
     def _observe(self) -> Observation:
         observation: Observation = {"text": self._rows() if self._show_text else ""}

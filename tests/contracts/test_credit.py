@@ -24,8 +24,9 @@ def make_trajectory(lengths, rewards, *, group="g", terminated=True, bootstrap=0
             ),
             parsed=ParsedAction(valid=True),
             reward=reward,
+            state={"to_go": float(k), "luck": float(rng.normal())},
         )
-        for n, reward in zip(lengths, rewards, strict=True)
+        for k, (n, reward) in enumerate(zip(lengths, rewards, strict=True))
     )
     return Trajectory(
         turns=turns,
@@ -52,7 +53,7 @@ def estimator(request):
 
 
 def test_stage_is_known(estimator):
-    assert type(estimator).stage in ("driver", "learner")
+    assert type(estimator).stage in ("group", "update", "learner")
 
 
 def test_one_credit_per_turn_and_token_in_float32(estimator):

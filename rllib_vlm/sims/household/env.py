@@ -119,7 +119,8 @@ class Household(Simulator):
     ## Metrics
     `info["metrics"]` of every step, about the episode so far: success, sel, spl, episode_length, expert_length, path_m,
     rooms_visited, rooms_visited_share, rooms_marked, picked_up, target_seen, grasp_tries,
-    failed_grasps, failed_actions, collisions, distance_to_target.
+    failed_grasps, failed_actions, collisions, distance_to_target. `info["state"]` tells baselines how well things
+    stand (`Referee.state`, `Shaping.state`).
 
     Raises:
         ConfigErrors: with everything that is wrong with the arguments.
@@ -262,6 +263,7 @@ class Household(Simulator):
         info: Info = {
             "instruction": episode.task.instruction, "task": name, "house": episode.house.seed, "split": split,
             "start": episode.start_kind, "seed": number, "expert_length": self._record.expert_length,
+            "state": self._state(),
         }  # fmt: skip
         return self._observe(), info
 
@@ -356,7 +358,11 @@ class Household(Simulator):
             self._record.target_seen = any(
                 s.id in self.task.targets for s in self._scene.things(self.task.targets)
             )
-        return {**info, "metrics": self._referee.metrics(success=bool(info.get("success", False)))}
+        metrics = self._referee.metrics(success=bool(info.get("success", False)))
+        return {**info, "metrics": metrics, "state": self._state()}
+
+    def _state(self) -> dict[str, float]:
+        return {**self._referee.state(limit=self._limit), **self._shaping.state()}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Both pictures side by side, [height, 2 * width, 3]."""

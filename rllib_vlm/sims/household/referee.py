@@ -12,6 +12,7 @@ from rllib_vlm.sims.household.scene import SEEN_SHARE, Scene
 from rllib_vlm.sims.household.tasks import GRASPING, OBJECT_NAV_M, OBJECT_NAV_PIXELS
 from rllib_vlm.sims.household.world import World
 
+_FAR_M = 20.0  # metres told of at most
 _CELL_M = 0.5  # floor cells of the RoomVisit shaping
 
 
@@ -68,6 +69,31 @@ class Referee:
             cell=(math.floor(robot.x / _CELL_M), math.floor(robot.y / _CELL_M)),
             room=room.id if (room := self.scene.room) is not None else None,
         )
+
+    def state(self, *, limit: int) -> dict[str, float]:
+        """How well things stand, seen or unseen, for baselines: metres, shares of 1, and 1 or 0.
+
+        Args:
+            limit: steps the episode may take.
+        """
+        robot, targets, rooms = self.world.robot, self.episode.task.targets, self.episode.house.rooms
+        now = self.situation()
+        positions = [self.world.position(t) for t in targets]
+        here = {room.id for x, y, _ in positions if (room := self.episode.house.room_at(x, y)) is not None}
+        pose = self.scene.pose
+        return {
+            "distance_m": min(now.distance, _FAR_M) if now.distance is not None else _FAR_M,
+            "gripper_m": min(now.gripper_distance, _FAR_M) if now.gripper_distance is not None else 0.0,
+            "turned_away": min((abs(pose.bearing(x, y)) / 180.0 for x, y, _ in positions), default=0.0),
+            "same_room": float(now.room in here),
+            "visible": float(bool(self.scene.things(targets))),
+            "seen": float(self.record.target_seen),
+            "graspable": float(now.graspable),
+            "held": float(self.holds_target()),
+            "holds_other": float(robot.held is not None and not self.holds_target()),
+            "marked": len(self.record.marked) / max(1, len(rooms)),
+            "steps": self.record.steps / limit,
+        }
 
     def metrics(self, *, success: bool) -> dict[str, float]:
         """The episode's figures so far."""

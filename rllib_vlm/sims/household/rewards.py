@@ -18,6 +18,9 @@ RewardMode = Literal["spoc", "spoc_sparse", "vagen"]
 REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 
 
+_FAR_M = 20.0  # metres told of at most
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardWeights:
     """Every weight of every mode. The first five count in all modes, the others only in `spoc`."""
@@ -86,6 +89,15 @@ class Shaping:
 
     def _gripper(self, now: Situation) -> float | None:
         return None if now.gripper_distance is None else min(now.gripper_distance, self._w.arm_range_m)
+
+    def state(self) -> dict[str, float]:
+        """What has been paid for already, so what there is still to earn: metres, and 1 or 0."""
+        return {
+            "closest_m": min(self._closest or 0.0, _FAR_M),
+            "closest_gripper_m": self._closest_gripper or 0.0,
+            "was_graspable": float(self._was_graspable),
+            "was_held": float(self._was_held),
+        }
 
     def __call__(self, now: Situation) -> float:
         """The shaping reward of the step that led to `now`."""

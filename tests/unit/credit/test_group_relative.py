@@ -83,14 +83,22 @@ def test_constant_rewards_give_exactly_no_credit(estimator):
         group.append(episode(0.3))
     for turns in per_turn(estimator(group)):
         assert turns == [0.0] * len(turns)
-    assert estimator.counts.pop() == {"groups": 1, "groups_of_one": 0, "groups_without_spread": 1}
+    assert estimator.figures.pop() == {
+        "num_groups": 1,
+        "num_groups_of_one": 0,
+        "num_groups_without_spread": 1,
+    }
 
 
 @pytest.mark.parametrize("estimator", [GRPO(), GRPO(discount=1.0), RLOO()])
 def test_a_group_of_one_is_counted_and_gets_nothing(estimator):
     assert per_turn(estimator([episode(1.0, 3.0)])) == [[0.0, 0.0]]
-    assert estimator.counts.pop() == {"groups": 1, "groups_of_one": 1, "groups_without_spread": 0}
-    assert estimator.counts.pop()["groups"] == 0
+    assert estimator.figures.pop() == {
+        "num_groups": 1,
+        "num_groups_of_one": 1,
+        "num_groups_without_spread": 0,
+    }
+    assert estimator.figures.pop()["num_groups"] == 0
 
 
 def test_reward_to_go_by_hand():
@@ -176,4 +184,4 @@ def test_reinforce_pp_is_the_reward_to_go(rewards, discount):
 def test_the_baseline_of_reinforce_pp_is_the_mean_of_the_group():
     estimator = ReinforcePlusPlus(baseline=True)
     assert per_turn(estimator([episode(1.0, 2.0), episode(5.0)])) == [[-1.0, -2.0], [1.0]]
-    assert estimator.counts.pop()["groups"] == 1
+    assert estimator.figures.pop()["num_groups"] == 1

@@ -1,0 +1,193 @@
+"""The collapse guard: sees a policy go to pieces, takes it back to where it was well, and goes on more carefully."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.utils.annotations import override
+
+from rllib_vlm.errors import RLlibVLMError
+from rllib_vlm.files import append_json_line
+from rllib_vlm.guard.ring import Ring
+from rllib_vlm.guard.vitals import Alarm, Monitor
+
+logger = logging.getLogger(__name__)
+
+EVENTS_FILE = "events.jsonl"
+STATES_FOLDER = "good_states"
+GUARD_STATE = "guard"  # in the run's checkpointed notes
+_GAP = 0.05  # nats; engine and learner that hold the same weights differ by rounding alone
+
+
+class CollapseGuard(RLlibCallback):
+    """Watches every update of reinforcement learning and rolls the run back when it collapses.
+
+    After each update the vital signs of `guard.vitals` are compared with those of the last healthy updates. Every
+    `every`th healthy update the whole state (weights, value head, optimizers, counters, task cursor, KL coefficient) is
+    written into `good_states/` of the run's folder, and trusted once `proof` healthy updates have followed it. A
+    collapse, which is `patience` updates in a row with harm or with two signs of it, takes the run back to the newest
+    trusted state, with the learning rate and the clip range lowered, other random numbers and other tasks; the
+    engine's weights are loaded anew and checked by what it and the learner say of the same tokens. After
+    `max_rollbacks` of them, or where there is nothing to go back to, the run stops with a report. Time and counters
+    of the whole run go on.
+
+    Everything it does is a line of `events.jsonl` and a figure `guard/*` of the results.
+
+    Args:
+        every: healthy updates from one saved state to the next.
+        keep: trusted states that are kept.
+        proof: healthy updates that make a state trusted.
+        window: healthy updates that are compared with.
+        least_history: updates before anything is compared.
+        z: robust deviations that are an alarm.
+        patience: bad updates in a row that are a collapse.
+        lr_factor: of the learning rates, at each rollback.
+        clip_factor: of the clip range, at each rollback.
+        max_rollbacks: of a run.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 5,
+        keep: int = 2,
+        proof: int = 2,
+        window: int = 20,
+        least_history: int = 5,
+        z: float = 5.0,
+        patience: int = 2,
+        lr_factor: float = 0.5,
+        clip_factor: float = 0.8,
+        max_rollbacks: int = 3,
+    ) -> None:
+        super().__init__()
+        least = {"every": every, "keep": keep, "proof": proof, "window": window, "patience": patience}
+        wrong = [f"{name} is {value!r}, not a whole number of 1 or more"
+                 for name, value in {**least, "least_history": least_history}.items()
+                 if isinstance(value, bool) or not isinstance(value, int) or value < 1]  # fmt: skip
+        for name, value in (("lr_factor", lr_factor), ("clip_factor", clip_factor)):
+            if not 0.0 < value <= 1.0:
+                wrong.append(f"{name} is {value!r}, not above 0 and at most 1")
+        if not z > 0.0:
+            wrong.append(f"z is {z!r}, not above 0")
+        if max_rollbacks < 0:
+            wrong.append(f"max_rollbacks is {max_rollbacks!r}, not 0 or more")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        self._every, self._keep, self._proof = every, keep, proof
+        self._lr_factor, self._clip_factor, self._max = lr_factor, clip_factor, max_rollbacks
+        self._monitor = Monitor(window=window, least_history=least_history, z=z, patience=patience)
+        self._ring: Ring | None = None
+        self._last: int | None = None  # update of the state the run last went back to
+
+    @override(RLlibCallback)
+    def on_checkpoint_loaded(self, *, algorithm: Any, metrics_logger: Any = None, **kwargs: Any) -> None:
+        notes = algorithm.run_state.notes.get(GUARD_STATE)
+        if notes:
+            self._monitor.restore(notes)
+
+    @override(RLlibCallback)
+    def on_train_result(
+        self, *, algorithm: Any, metrics_logger: Any = None, result: dict[str, Any], **kwargs: Any
+    ) -> None:
+        state = algorithm.run_state
+        updated = "policy_loss" in _learned(result)
+        if updated:
+            self._update(algorithm, result)
+        state.notes[GUARD_STATE] = self._monitor.state()
+        result["guard"] = {
+            **result.get("guard", {}),
+            "rollbacks": state.rollbacks,
+            "lr_scale": state.lr_scale,
+            "clip_scale": state.clip_scale,
+        }
+
+    def _update(self, algorithm: Any, result: dict[str, Any]) -> None:
+        ring = self._states(algorithm)
+        alarms = self._monitor.examine(result)
+        result["guard"] = {"alarms": len(alarms)}
+        update = algorithm.run_state.updates
+        for alarm in alarms:
+            self._tell(algorithm, "alarm", update=update, **_figures(alarm))
+        if self._monitor.collapsed:
+            self._roll_back(algorithm, alarms, result)
+            return
+        if not self._monitor.healthy:
+            ring.suspect()
+            return
+        ring.healthy()
+        if update % self._every == 0:
+            try:
+                ring.save(update, lambda folder: algorithm.save_to_path(str(folder)))
+            except OSError as error:
+                self._tell(algorithm, "state_not_saved", update=update, reason=str(error))
+
+    def _roll_back(self, algorithm: Any, alarms: list[Alarm], result: dict[str, Any]) -> None:
+        state, ring = algorithm.run_state, self._states(algorithm)
+        update, why = state.updates, [alarm.words() for alarm in alarms]
+        ring.suspect()
+        if self._last is not None:
+            ring.give_up(self._last)
+        found = ring.best()
+        if found is None or state.rollbacks >= self._max:
+            reason = (
+                "no healthy state to go back to" if found is None else f"{state.rollbacks} rollbacks made"
+            )
+            self._tell(algorithm, "stopped", update=update, why=why, reason=reason)
+            raise RLlibVLMError(
+                f"the policy collapsed at update {update} ({'; '.join(why)}) and the run stops: {reason}. "
+                f"What happened stands in {Path(algorithm.logdir) / EVENTS_FILE}; `rllib diagnose {algorithm.logdir}` "
+                "says what to change."
+            )
+        to, folder = found
+        algorithm.roll_back(folder, lr_factor=self._lr_factor, clip_factor=self._clip_factor)
+        self._last = to
+        self._monitor.forget_alarms()
+        gap = algorithm.probe_sync()
+        self._tell(
+            algorithm, "rollback", update=update, to=to, why=why, lr_scale=algorithm.run_state.lr_scale,
+            clip_scale=algorithm.run_state.clip_scale, probe_gap=gap,
+        )  # fmt: skip
+        logger.warning(
+            "Update %d: %s. Back to update %d, with %.3g of the learning rate.",
+            update, "; ".join(why), to, algorithm.run_state.lr_scale,
+        )  # fmt: skip
+        if not gap <= _GAP:
+            raise RLlibVLMError(
+                f"after going back to update {to}, engine and learner differ by {gap:.3g} nats on the same tokens: "
+                "the engine does not take its weights. The run stops before it learns from them."
+            )
+
+    def _states(self, algorithm: Any) -> Ring:
+        if self._ring is None:
+            root = Path(algorithm.logdir) / STATES_FOLDER
+            for torn in root.glob(".*.tmp"):
+                shutil.rmtree(torn, ignore_errors=True)
+            self._ring = Ring(root=root, keep=self._keep, proof=self._proof)
+        return self._ring
+
+    @staticmethod
+    def _tell(algorithm: Any, event: str, **fields: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {"time": now, "iteration": algorithm.iteration, "event": event, **fields}
+        append_json_line(Path(algorithm.logdir) / EVENTS_FILE, line)
+
+
+def _learned(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = result.get("learners", {}).get("default_policy", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _figures(alarm: Alarm) -> dict[str, Any]:
+    usual = None if alarm.usual != alarm.usual else alarm.usual  # JSON has no NaN
+    z = None if alarm.z == float("inf") else round(alarm.z, 2)
+    return {"vital": alarm.vital, "value": alarm.value, "usual": usual, "z": z, "decides": alarm.decides}

@@ -1,0 +1,107 @@
+"""The collapse guard on a real run: it sees a ruined policy, takes it back and proves that the engine followed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+
+from rllib_vlm.callbacks import configured
+from rllib_vlm.errors import RLlibVLMError
+from rllib_vlm.guard.collapse_guard import EVENTS_FILE, STATES_FOLDER
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+EAGER = {"every": 1, "proof": 1, "least_history": 2, "patience": 1, "z": 4.0}
+
+
+def events(algorithm):
+    file = Path(algorithm.logdir) / EVENTS_FILE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def guarded(runners=0, **options):
+    """A lake agent that answers in the right format after a short warm start."""
+    config = tiny_config("ppo").env_runners(num_env_runners=runners)
+    return (
+        config.training(lr=1e-5, value_lr=1e-3)
+        .warm_start(updates=12, episodes_per_update=12, epochs=4, lr=5e-3)
+        .callbacks(configured("guard", **{**EAGER, **options}))
+    )
+
+
+def ruin(learner):
+    """Weights that answer nothing readable."""
+    with torch.no_grad():
+        for p in learner.module["default_policy"].unwrapped().model.parameters():
+            p.normal_(std=0.5)
+
+
+def train(algorithm, updates):
+    return [algorithm.train() for _ in range(updates)]
+
+
+def weights(algorithm):
+    found = algorithm.learner_group.get_weights()["default_policy"]
+    return {name: np.array(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("runners", [0, 1])
+def test_a_ruined_policy_is_taken_back_and_the_run_goes_on_more_carefully(runners):
+    algorithm = guarded(runners).build_algo()
+    try:
+        results = [algorithm.train() for _ in range(12 + 5)]
+        assert [e for e in events(algorithm) if e["event"] != "alarm"] == []
+        assert algorithm.probe_sync() < 1e-3
+        good = weights(algorithm)
+        algorithm.learner_group.foreach_learner(func=ruin)
+        if runners:  # in a process of its own, with the old weights still
+            assert algorithm.probe_sync() > 1.0
+        seconds, cursor = algorithm.run_state.rl_s, algorithm.run_state.task_cursor
+        for _ in range(6):
+            results.append(algorithm.train())
+            if results[-1]["guard"]["rollbacks"]:
+                break
+        told = [e for e in events(algorithm) if e["event"] == "rollback"]
+        assert len(told) == 1 and told[0]["probe_gap"] < 1e-3
+        assert told[0]["lr_scale"] == 0.5 and told[0]["clip_scale"] == 0.8
+        back = weights(algorithm)
+        assert max(np.abs(back[k] - good[k]).max() for k in good) < 0.01  # lr 1e-5 moved it no farther
+        assert algorithm.run_state.rl_s > seconds and algorithm.run_state.task_cursor > cursor
+        assert results[-1]["training_iteration"] == len(results)
+        after = algorithm.train()
+        assert after["learners"]["default_policy"]["lr"] == pytest.approx(5e-6)
+        assert after["env_runners"]["parse_failure_rate"] < 0.5
+    finally:
+        algorithm.stop()
+
+
+def test_a_run_with_nothing_to_go_back_to_stops_and_says_why():
+    algorithm = guarded(every=100).build_algo()
+    try:
+        for _ in range(12 + 4):
+            algorithm.train()
+        algorithm.learner_group.foreach_learner(func=ruin)
+        with pytest.raises(RLlibVLMError, match=r"collapsed at update .*no healthy state.*rllib diagnose"):
+            train(algorithm, 6)
+        assert events(algorithm)[-1]["event"] == "stopped"
+        assert not (Path(algorithm.logdir) / STATES_FOLDER).exists()
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"patience": 0}, "patience is 0"),
+        ({"lr_factor": 2.0, "z": -1.0}, "lr_factor.*z is"),
+        ({"patienc": 1}, "patience"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_starts(options, wrong):
+    with pytest.raises(RLlibVLMError, match=wrong):
+        configured("guard", **options)

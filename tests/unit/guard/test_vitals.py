@@ -1,0 +1,127 @@
+"""When an update's figures are an alarm, and when alarms are a collapse."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rllib_vlm.guard.vitals import VITALS, Monitor, Vital
+
+HARM = Vital(name="harm", path="a/harm", worse="low", least=0.05, decides=True, floor=-1.0)
+SIGN = Vital(name="sign", path="a/sign", worse="both", least=0.1, relative=True)
+OTHER = Vital(name="other", path="other", worse="high", least=0.1, ceiling=9.0)
+
+
+def monitor(**options):
+    return Monitor(vitals=(HARM, SIGN, OTHER), **options)
+
+
+def result(harm=0.8, sign=10.0, other=1.0):
+    return {"a": {"harm": harm, "sign": sign}, "other": other}
+
+
+def healthy(watch, updates=8):
+    for _ in range(updates):
+        assert watch.examine(result()) == []
+    return watch
+
+
+def test_harm_for_as_long_as_patience_lasts_is_a_collapse():
+    watch = healthy(monitor(patience=2))
+    (alarm,) = watch.examine(result(harm=0.2))
+    assert (alarm.vital, alarm.value, alarm.usual, alarm.decides) == ("harm", 0.2, 0.8, True)
+    assert alarm.z == pytest.approx(0.6 / 0.05)
+    assert not watch.collapsed and not watch.healthy
+    watch.examine(result(harm=0.2))
+    assert watch.collapsed
+
+
+def test_one_good_update_restores_patience():
+    watch = healthy(monitor(patience=2))
+    watch.examine(result(harm=0.2))
+    watch.examine(result())
+    watch.examine(result(harm=0.2))
+    assert not watch.collapsed
+
+
+def test_a_sign_alone_is_told_and_two_signs_together_count_as_harm():
+    watch = healthy(monitor(patience=2))
+    for _ in range(5):
+        assert [a.vital for a in watch.examine(result(sign=30.0))] == ["sign"]
+        assert watch.healthy
+    for _ in range(2):
+        assert [a.vital for a in watch.examine(result(sign=30.0, other=5.0))] == ["sign", "other"]
+    assert watch.collapsed
+
+
+def test_both_directions_count_only_where_both_are_bad():
+    watch = healthy(monitor())
+    assert [a.vital for a in watch.examine(result(sign=1.0))] == ["sign"]
+    assert watch.examine(result(harm=1.6, other=-5.0)) == []
+
+
+def test_bounds_hold_from_the_first_update():
+    watch = monitor()
+    alarms = watch.examine(result(harm=-2.0, other=10.0))
+    assert [(a.vital, a.z) for a in alarms] == [("harm", math.inf), ("other", math.inf)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_no_number_is_an_alarm(value):
+    assert [a.vital for a in healthy(monitor()).examine(result(harm=value))] == ["harm"]
+
+
+def test_a_collapse_does_not_become_what_is_usual():
+    watch = healthy(monitor(window=5))
+    for _ in range(30):
+        assert watch.examine(result(harm=0.1))
+    watch.forget_alarms()
+    assert watch.healthy and watch.examine(result()) == []
+
+
+def test_missing_figures_are_no_alarm():
+    assert healthy(monitor()).examine({"a": {}}) == []
+
+
+def test_state_goes_around():
+    watch = healthy(monitor(patience=2))
+    watch.examine(result(harm=0.2))
+    other = monitor(patience=2)
+    other.restore(watch.state())
+    other.examine(result(harm=0.2))
+    assert other.collapsed
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_a_run_that_only_learns_and_is_noisy_is_left_alone(seed):
+    rng = np.random.default_rng(seed)
+    watch = Monitor()
+    for update in range(60):
+        success = min(0.95, 0.3 + 0.01 * update)
+        watch.examine(
+            {
+                "env_runners": {
+                    "success_rate": rng.binomial(64, success) / 64,
+                    "episode_return_mean": success * 10 + rng.normal() * 0.8,
+                    "parse_failure_rate": rng.binomial(500, 0.02) / 500,
+                    "response_length": 25.0 + rng.normal(),
+                },
+                "learners": {
+                    "default_policy": {
+                        "entropy": 0.3 * math.exp(-0.01 * update) * (1 + 0.1 * rng.normal()),
+                        "approx_kl": 0.004 * rng.lognormal(0, 0.3),
+                        "grad_norm": 0.5 * rng.lognormal(0, 0.3),
+                        "explained_variance": 0.3 + 0.1 * rng.normal(),
+                        "sampler_gap": 1e-5,
+                    }
+                },
+            }
+        )
+        assert not watch.collapsed
+
+
+def test_vitals_have_names_of_their_own():
+    assert len({v.name for v in VITALS}) == len(VITALS)
