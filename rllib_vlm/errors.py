@@ -61,6 +61,10 @@ class ModelError(RLlibVLMError, RuntimeError):
     """A model directory, tokenizer or checkpoint cannot be used as asked."""
 
 
+class CheckpointError(RLlibVLMError, RuntimeError):
+    """A checkpoint is torn, cut, changed or of something else."""
+
+
 class DataError(RLlibVLMError, ValueError):
     """A demonstration file or data set is missing, torn, foreign or of another format version."""
 

@@ -175,6 +175,8 @@ class Trajectory:
     truncated: bool
     success: bool
     values: tuple[NDArray[np.float32], ...] = ()  # per turn [T], filled by the learner's critic
+    # Per turn [T], beside the turns' own rewards; filled by the learner where its KL stands in the reward.
+    token_rewards: tuple[NDArray[np.float32], ...] = ()
     bootstrap_value: float = 0.0  # value after the last turn; 0 where the episode terminated
 
     @property

@@ -110,6 +110,7 @@ RANGES: dict[str, Range] = {
     "value_huber": _POSITIVE_OR_NONE,
     "kl_target": _POSITIVE_OR_NONE,
     "entropy_coeff": Range(),
+    "entropy_floor": _POSITIVE_OR_NONE,
     "kl_coeff": _NOT_NEGATIVE,
     "loss_reduction_constant": _POSITIVE_OR_NONE,
     "critic_warmup_updates": _COUNT_OR_ZERO,

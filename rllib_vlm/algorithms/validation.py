@@ -13,7 +13,7 @@ from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.step_guard import StepGuard
-from rllib_vlm.core.update_plan import Schedule
+from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
 from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
@@ -69,6 +69,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),
+        "kl_in": get_args(KLPlace),
+        "kl_reference": get_args(Reference),
         "policy_loss": get_args(PolicyLoss),
         "ratio_level": get_args(RatioLevel),
         "loss_reduction": get_args(Reduction),
@@ -248,6 +250,18 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if c.kl_target is not None and not c.kl_coeff:
         yield "kl_target moves kl_coeff, which is 0: give it something to begin with, e.g. 0.01"
+    if (
+        c.kl_in == "reward"
+        and c.kl_coeff
+        and c.credit in registry.names("credit")
+        and c.credit_stage != "learner"
+    ):
+        yield (
+            f"kl_in 'reward' needs an estimator that runs in the learner, where the reference is (gae, turn_gae, "
+            f"bilevel_gae); {c.credit!r} does not: take kl_in 'loss' or one of those"
+        )
+    if c.kl_reference == "adapters_off" and c.kl_coeff and not c.model_config.get("lora"):
+        yield "kl_reference 'adapters_off' needs rl_module.model_config.lora: without adapters it is the policy itself"
     if c.sampling_rounds and c.group_size < 2:
         yield "sampling_rounds drops groups whose members all earned the same: it needs a group_size of 2 or more"
     if c.grad_clip is not None and c.grad_clip_by != "global_norm":

@@ -29,6 +29,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.dispatch import play
+from rllib_vlm.algorithms.manifest import require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -145,6 +146,7 @@ class VLMAlgorithm(Algorithm):
         self._log_group_spread(played)
         with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
             self._give_credit(episodes)
+        kl_coeff = config.kl_coeff if state.kl_coeff is None else state.kl_coeff
         critic_only = state.updates < config.critic_warmup_updates
         rates = [
             learning_rate(
@@ -170,10 +172,12 @@ class VLMAlgorithm(Algorithm):
             drop_uninformative=config.drop_uninformative,
             precision=config.precision,
             guard=StepGuard(**config.step_guard),
+            kl_reward=kl_coeff if config.kl_in == "reward" and not critic_only else 0.0,
+            reference=config.kl_reference,
         )
         self._learn(episodes, plan)
-        if "kl" in plan.losses.active:
-            self.metrics.log_value("kl_coeff", plan.losses.active["kl"], window=1)
+        if plan.needs_reference:
+            self.metrics.log_value("kl_coeff", kl_coeff, window=1)
             learned = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
             state.adapt_kl(float(self.metrics.peek(learned)), config)
         state.updates += 1
@@ -192,13 +196,14 @@ class VLMAlgorithm(Algorithm):
         kept: list[SingleAgentEpisode] = []
         dropped: list[SingleAgentEpisode] = []
         missing = config.groups_per_update
-        for _ in range(max(1, config.sampling_rounds)):
+        for round_ in range(max(1, config.sampling_rounds)):
             episodes = self._play(
                 self.env_runner_group,
                 "play_groups",
                 self._draw_tasks(missing),
                 self._log_runner_metrics,
                 level=self.run_state.level,
+                seed=self._update_seed(round_),
             )
             if not config.sampling_rounds:
                 return episodes, episodes
@@ -235,6 +240,7 @@ class VLMAlgorithm(Algorithm):
             mixing=config.warm_start_mixing,
             only_successes=config.warm_start_only_successes,
             level=self.run_state.level,
+            seed=self._update_seed(),
             **({} if imitates else config.grounding_settings),
         )
         if not new:
@@ -346,9 +352,10 @@ class VLMAlgorithm(Algorithm):
         if group.num_remote_env_runners():
             group.foreach_env_runner("set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False)
 
-    def _update_seed(self) -> int:
+    def _update_seed(self, part: int = 0) -> int:
+        """Of what is drawn in the present update, or in one part of it."""
         state = self.run_state
-        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates, state.rollbacks]
+        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates, state.rollbacks, part]
         return int(np.random.SeedSequence(mixed).generate_state(1)[0])
 
     # Evaluation.
@@ -417,8 +424,24 @@ class VLMAlgorithm(Algorithm):
             self.run_state = RunState.from_dict(state[RUN_STATE])
 
     @override(Algorithm)
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        super().restore_from_path(path, *args, **kwargs)
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """RLlib's; on a local disk with a manifest, written last, by which a torn checkpoint is known."""
+        where: str = super().save_to_path(_absolute(path), **kwargs)
+        if Path(where).is_dir():
+            write_manifest(Path(where))
+        return where
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *, component: str | None = None, **kwargs: Any) -> None:
+        """RLlib's, and the runners have the weights when it returns.
+
+        Raises:
+            CheckpointError: the checkpoint is not as it was written.
+        """
+        where = _absolute(path)
+        if component is None and Path(where).is_dir():
+            require_whole(Path(where))
+        super().restore_from_path(where, component=component, **kwargs)
         self._sync_weights(self.env_runner_group)
 
     def roll_back(self, path: str | Path, *, lr_factor: float, clip_factor: float) -> None:
@@ -445,6 +468,11 @@ class VLMAlgorithm(Algorithm):
         )
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
+
+
+def _absolute(path: Any) -> Any:
+    """Of a local path; pyarrow takes others for URIs without a scheme."""
+    return path if path is None or "://" in str(path) else str(Path(path).expanduser().absolute())
 
 
 def _without_nan(results: dict[str, Any]) -> dict[str, Any]:

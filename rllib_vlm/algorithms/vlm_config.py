@@ -17,7 +17,7 @@ from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.optimizers import Optimizer
-from rllib_vlm.core.update_plan import Schedule
+from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.env.simulator_process import SimulatorSpec
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.errors import ConfigErrors
@@ -57,9 +57,12 @@ class VLMAlgorithmConfig(AgentConfig):
         self.value_clip: float | None = None
         self.value_huber: float | None = None
         self.entropy_coeff = 0.0
+        self.entropy_floor: float | None = None
         self.kl_coeff = 0.0
         self.kl_target: float | None = None
         self.kl_estimator: KLEstimator = "k3"
+        self.kl_in: KLPlace = "loss"
+        self.kl_reference: Reference = "copy"
         self.loss_reduction: Reduction = "token_mean"
         self.loss_reduction_constant: float | None = None
         self.mask_truncated = False
@@ -137,9 +140,12 @@ class VLMAlgorithmConfig(AgentConfig):
         value_clip: Any = NotProvided,
         value_huber: Any = NotProvided,
         entropy_coeff: Any = NotProvided,
+        entropy_floor: Any = NotProvided,
         kl_coeff: Any = NotProvided,
         kl_target: Any = NotProvided,
         kl_estimator: Any = NotProvided,
+        kl_in: Any = NotProvided,
+        kl_reference: Any = NotProvided,
         loss_reduction: Any = NotProvided,
         loss_reduction_constant: Any = NotProvided,
         mask_truncated: Any = NotProvided,
@@ -194,9 +200,13 @@ class VLMAlgorithmConfig(AgentConfig):
             value_clip: largest useful change of a value.
             value_huber: error of a value from which on its loss grows linearly.
             entropy_coeff: weight of the entropy bonus.
+            entropy_floor: nats of a token from which on it earns no more bonus; None pays for any entropy.
             kl_coeff: weight of the KL to the policy that reinforcement learning started from.
             kl_target: nats a token that the weight is moved to keep: doubled above 1.5 times as much, halved below.
-            kl_estimator: "k1", "k2" or "k3".
+            kl_estimator: "k1", "k2" or "k3", in the loss.
+            kl_in: "loss", or "reward": then each token is rewarded with -kl_coeff * k1, and credit spreads it.
+            kl_reference: "copy" of the policy that reinforcement learning started from, or "adapters_off": the model
+                without its LoRA, which costs no memory.
             loss_reduction: "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum" or "fixed".
             loss_reduction_constant: the divisor of "fixed", tokens per row.
             mask_truncated: answers cut at the token limit teach the policy nothing.
@@ -301,7 +311,7 @@ class VLMAlgorithmConfig(AgentConfig):
             "policy": self.policy_loss_coeff,
             "value": self.value_loss_coeff,
             "entropy": self.entropy_coeff,
-            "kl": self.kl_coeff if kl_coeff is None else kl_coeff,
+            "kl": 0.0 if self.kl_in == "reward" else self.kl_coeff if kl_coeff is None else kl_coeff,
         }
         if critic_only:
             coefficients = {"value": self.value_loss_coeff}
@@ -352,6 +362,7 @@ class VLMAlgorithmConfig(AgentConfig):
             dual_clip=self.dual_clip,
             value_clip=self.value_clip,
             value_huber=self.value_huber,
+            entropy_floor=self.entropy_floor,
             kl_estimator=self.kl_estimator,
             reduction=self.loss_reduction,
             reduction_constant=self.loss_reduction_constant,

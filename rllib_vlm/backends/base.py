@@ -21,6 +21,9 @@ class GenerationRequest:
 class GenerationBackend(Protocol):
     """Requests finish independently: submit what is ready, poll, look at the futures."""
 
+    def seed(self, seed: int) -> None:
+        """All that is sampled from now on follows from `seed` and from what is submitted together."""
+
     def submit(self, request: GenerationRequest) -> Future[Completion]: ...
 
     def poll(self, timeout_s: float | None = None) -> None:

@@ -22,7 +22,7 @@ class HFBackend:
     Args:
         family: the model. It may be the very one that another part of the process trains.
         max_batch_size: prompts of one batch; bounds memory.
-        seed: of the sampling stream; torch's own stream where None.
+        seed: of the sampling stream, until `seed` is called; torch's own stream where None.
 
     `SamplingParams.seed`, where a request has one, seeds a stream of its own for the batch of
     requests that share it.
@@ -39,8 +39,12 @@ class HFBackend:
         self._closed = False
         self._generator: torch.Generator | None = None
         if seed is not None:
-            device = next(family.model.parameters()).device
-            self._generator = torch.Generator(device).manual_seed(seed)
+            self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Begins the sampling stream anew."""
+        device = next(self.family.model.parameters()).device
+        self._generator = torch.Generator(device).manual_seed(seed)
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Queues a request until the next `poll`.

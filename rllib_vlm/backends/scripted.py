@@ -38,6 +38,9 @@ class ScriptedBackend:
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
         self._closed = False
 
+    def seed(self, seed: int) -> None:
+        """A script has nothing to draw."""
+
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Queues a request until the next `poll`.
 

@@ -11,6 +11,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.utils.util import flatten_dict
 
+from rllib_vlm.algorithms.manifest import require_whole
 from rllib_vlm.config.document import Document, Mark
 from rllib_vlm.config.overrides import parse_overrides
 from rllib_vlm.config.sections import apply_sections, sections
@@ -24,8 +25,10 @@ def evaluate_checkpoint(
 
     Raises:
         ConfigErrors: an override the algorithm's config does not take.
+        CheckpointError: the checkpoint is not as it was written.
         RLlibVLMError: the folder holds no algorithm of this RLlib.
     """
+    require_whole(folder)
     config = _stored_config(folder)
     errors: list[str] = []
     wishes = Document({}, {(): Mark("command line")}).overlay(parse_overrides(overrides, errors))

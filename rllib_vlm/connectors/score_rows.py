@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -25,11 +25,15 @@ from rllib_vlm.credit.base import CreditAssigner
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
 
 _ROWS_AT_A_TIME = 256  # bounds the memory of the images laid out at once
+_REFERENCE = "reference"
+Reference = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # a packed batch to log-probs [B, L]
 Column = NDArray[np.float32]  # [L] of a row
 
 
 class Score(Protocol):
-    def __call__(self, rows: Sequence[Row], *, values: bool, logprobs: bool) -> dict[str, list[Column]]: ...
+    def __call__(
+        self, rows: Sequence[Row], *, values: bool, logprobs: bool, reference: Reference | None = None
+    ) -> dict[str, list[Column]]: ...
 
 
 class ScoreRows(ConnectorV2):
@@ -88,16 +92,40 @@ class ScoreRows(ConnectorV2):
             precision="float32" if plan is None else plan.precision,
         )
         rows: list[list[Row]] = batch[VLMColumns.ROWS]
-        scored = score([row for own in rows for row in own], values=needs_values, logprobs=self._relearns)
+        price = 0.0 if plan is None else plan.kl_reward
+        scored = score(
+            [row for own in rows for row in own],
+            values=needs_values,
+            logprobs=self._relearns,
+            reference=shared_data[_REFERENCE] if price else None,
+        )
         if self._relearns:
             anew, shared_data["gap"] = relearn(
                 [row for own in rows for row in own], scored[VLMColumns.LOGPROBS], self._mismatch
             )
             following = iter(anew)
             batch[VLMColumns.ROWS] = rows = [[next(following) for _ in own] for own in rows]
+        if price:
+            shared_data["kl"] = self._charge(batch, rows, scored[_REFERENCE], price)
         if needs_values:
             self._give_credit(batch, rows, iter(scored[VLMColumns.VALUES]), score)
         return batch
+
+    @staticmethod
+    def _charge(
+        batch: dict[str, Any], rows: list[list[Row]], reference: Sequence[Column], price: float
+    ) -> float:
+        """Rewards each token with -price * k1, k1 = its log-prob less the reference's; gives the mean of k1."""
+        following = iter(reference)
+        trajectories, gaps = [], []
+        for trajectory, own in zip(batch[VLMColumns.TRAJECTORIES], rows, strict=True):
+            k1 = [np.where(row.sampled, row.old_logprobs - next(following), 0.0) for row in own]
+            gaps += [gap[row.sampled] for gap, row in zip(k1, own, strict=True)]
+            charged = [(-price * gap).astype(np.float32) for gap in k1]
+            split = split_by_turn(own, charged, len(trajectory.turns))
+            trajectories.append(replace(trajectory, token_rewards=split))
+        batch[VLMColumns.TRAJECTORIES] = trajectories
+        return float(np.concatenate(gaps).mean()) if gaps else 0.0
 
     def _give_credit(
         self, batch: dict[str, Any], rows: list[list[Row]], values: Iterator[Column], score: Score
@@ -133,11 +161,19 @@ class ScoreRows(ConnectorV2):
 
     @torch.no_grad()
     def _score(
-        self, rows: Sequence[Row], *, module: Any, precision: str, values: bool, logprobs: bool
+        self,
+        rows: Sequence[Row],
+        *,
+        module: Any,
+        precision: str,
+        values: bool,
+        logprobs: bool,
+        reference: Reference | None = None,
     ) -> dict[str, list[Column]]:
         """[L] per row, in order, of each of what is asked for."""
         device = next(module.parameters()).device
         wanted = [VLMColumns.VALUES] * values + [VLMColumns.LOGPROBS] * logprobs
+        wanted += [_REFERENCE] * (reference is not None)
         found: dict[str, dict[int, Column]] = {name: {} for name in wanted}
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
             packed = pack(rows[start : start + _ROWS_AT_A_TIME], max_tokens=self._row_tokens)
@@ -147,6 +183,8 @@ class ScoreRows(ConnectorV2):
                     out = module.forward_train(tensors, with_values=values, precision=precision)
                 else:
                     out = {VLMColumns.VALUES: module.compute_values(tensors, precision=precision)}
+                if reference is not None:
+                    out[_REFERENCE] = reference(tensors)
                 sources = start + np.unique(piece["row_ids"][piece["row_ids"] >= 0])
                 for name in wanted:
                     columns = unpack_column(piece, out[name].float().cpu().numpy())

@@ -13,6 +13,7 @@ touched (the vision tower in a step of text).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -40,6 +41,7 @@ from rllib_vlm.core.step_guard import StepFigures
 from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.losses.reduce import normalizer, reduce
+from rllib_vlm.models.adapters import lora_off
 from rllib_vlm.types import SamplingParams
 
 _REFERENCE = "reference"
@@ -94,7 +96,7 @@ class VLMTorchLearner(TorchLearner):
         torch.set_num_threads(self._threads())
         self._plan = plan
         self._step_metrics = UpdateMetrics()
-        if plan.losses.active.get("kl") and self._reference is None:
+        if plan.needs_reference and plan.reference == "copy" and self._reference is None:
             self._reference = _frozen_copy(self._vlm_module)
         self._set_learning_rates(plan)
         self._stopped = False
@@ -111,13 +113,18 @@ class VLMTorchLearner(TorchLearner):
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
-        shared_data: dict[str, Any] = {"plan": self._plan, "all_gather": self._all_gather}
+        shared_data: dict[str, Any] = {
+            "plan": self._plan,
+            "all_gather": self._all_gather,
+            "reference": self._reference_logprobs,
+        }
         episodes = [episode for episode in training_data.episodes if len(episode)]
         start = time.perf_counter()
         minibatches = self._learner_connector(
             rl_module=self.module, batch={}, episodes=episodes, shared_data=shared_data, metrics=self.metrics
         )[DEFAULT_MODULE_ID]
         self._step_metrics.gap = shared_data.get("gap")
+        self._step_metrics.kl = shared_data.get("kl")
         self._step_metrics.prepare_s = time.perf_counter() - start
         return self._optimizer_steps(minibatches)
 
@@ -175,12 +182,21 @@ class VLMTorchLearner(TorchLearner):
             with_logprobs=active.keys() != {"grounding"},
         )
         if "kl" in active:
-            with torch.no_grad():
-                reference = self._reference.forward_train(
-                    tensors, with_values=False, precision=plan.precision
-                )
-            tensors["reference_logprobs"] = reference[VLMColumns.LOGPROBS]
+            tensors["reference_logprobs"] = self._reference_logprobs(tensors)
         return out
+
+    @torch.no_grad()
+    def _reference_logprobs(self, tensors: dict[str, Tensor]) -> Tensor:
+        """[B, L] of the policy that the KL is measured to."""
+        assert self._plan is not None
+        own = self._vlm_module
+        frozen = self._plan.reference == "copy"
+        with contextlib.nullcontext() if frozen else lora_off(own.model):
+            out = (self._reference if frozen else own).forward_train(
+                tensors, with_values=False, precision=self._plan.precision
+            )
+        logprobs: Tensor = out[VLMColumns.LOGPROBS]
+        return logprobs
 
     @override(Learner)
     def compute_loss_for_module(

@@ -37,6 +37,7 @@ class LossSettings:
     dual_clip: float | None = None
     value_clip: float | None = None
     value_huber: float | None = None
+    entropy_floor: float | None = None
     kl_estimator: KLEstimator = "k3"
     reduction: Reduction = "token_mean"
     reduction_constant: float | None = None
@@ -84,7 +85,9 @@ def _value(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metri
 
 
 def _entropy(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:
-    return -out[VLMColumns.ENTROPY], {}
+    entropy = out[VLMColumns.ENTROPY]
+    # With a floor, only tokens below it are pushed up: a bonus everywhere pays for noise where none is wanted.
+    return -(entropy if s.entropy_floor is None else entropy.clamp(max=s.entropy_floor)), {}
 
 
 def _kl(out: Columns, batch: Columns, s: LossSettings) -> tuple[Tensor, Metrics]:

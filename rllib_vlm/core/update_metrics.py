@@ -54,6 +54,7 @@ class UpdateMetrics:
     def __init__(self) -> None:
         self.prepare_s = 0.0  # connector pipeline: rows, values, credit
         self.gap: Gap | None = None  # between sampler and learner, where it was measured before the update
+        self.kl: float | None = None  # to the reference, where it stands in the reward
         self.tokens = 0
         self._positions = 0
         self._seconds = 0.0
@@ -127,6 +128,8 @@ class UpdateMetrics:
         values = {f"{name}_loss": loss * learners / steps for name, loss in self._losses.items()}
         if "kl_loss" in values:
             values["kl_to_reference"] = values.pop("kl_loss")
+        if self.kl is not None:
+            values["kl_to_reference"] = self.kl
         values.pop("entropy_loss", None)  # its negative is `entropy`
         values |= {key: total / self._weights[key] for key, total in self._sums.items()}
         values |= self._extremes

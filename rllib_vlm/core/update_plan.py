@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.step_guard import StepGuard
 
+KLPlace = Literal["loss", "reward"]
+Reference = Literal["copy", "adapters_off"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -35,6 +37,12 @@ class UpdatePlan:
     expects_credit: bool = True  # False for imitation
     precision: str = "float32"  # of the model's matrix products in training
     guard: StepGuard = field(default_factory=StepGuard)
+    kl_reward: float = 0.0  # a token is rewarded with -kl_reward * (logprob - reference's), nats
+    reference: Reference = "copy"
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.kl_reward or self.losses.active.get("kl"))
 
 
 def learning_rate(

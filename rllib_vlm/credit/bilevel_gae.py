@@ -21,6 +21,9 @@ class BiLevelGAE:
     2. Inside turn n: G_n is the reward of its last token, nothing follows it, and a GAE over the
        turn's tokens with `gamma` and `lam` gives the advantages.
 
+    Rewards of single tokens (a KL penalty) count in their turn's reward at the first level, and at their own token at the
+    second, in place of the last.
+
     So a turn's credit for the future does not fade with the number of tokens in later answers.
     Turns come from the trajectory itself: a turn whose reward is exactly 0 is a turn like any other.
     `high_level_lam=None` uses `lam` at both levels, as the paper does.
@@ -45,16 +48,16 @@ class BiLevelGAE:
 
     def _episode(self, trajectory: Trajectory) -> list[TokenCredit]:
         tokens = EpisodeTokens.of(trajectory)
-        values = tokens.values[tokens.last]
+        values, sums = tokens.values[tokens.last], tokens.turn_sums()
         lam = self.lam if self.high_level_lam is None else self.high_level_lam
         turn_returns = values + generalized_advantages(
-            tokens.rewards, values, tokens.bootstrap, gamma=self.high_level_gamma, lam=lam
+            tokens.rewards + sums, values, tokens.bootstrap, gamma=self.high_level_gamma, lam=lam
         )
         advantages = np.zeros(len(tokens.values))
-        for first, last, turn_return in zip(tokens.first, tokens.last, turn_returns, strict=True):
+        for first, last, turn_return in zip(tokens.first, tokens.last, turn_returns - sums, strict=True):
             inside = slice(first, last + 1)
-            rewards = np.zeros(last + 1 - first)
-            rewards[-1] = turn_return
+            rewards = tokens.token_rewards[inside].copy()  # counted here, so no longer in the turn's return
+            rewards[-1] += turn_return
             advantages[inside] = generalized_advantages(
                 rewards, tokens.values[inside], 0.0, gamma=self.gamma, lam=self.lam
             )

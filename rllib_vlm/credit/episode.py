@@ -25,7 +25,8 @@ class EpisodeTokens:
     lengths: tuple[int, ...]  # [N] tokens of each turn
     first: NDArray[np.int64]  # [M] index of a turn's first token
     last: NDArray[np.int64]  # [M] index of a turn's last token
-    rewards: NDArray[np.float64]  # [M]
+    rewards: NDArray[np.float64]  # [M] of the turns
+    token_rewards: NDArray[np.float64]  # [S] of the tokens themselves, beside those
     values: NDArray[np.float64]  # [S] of the state before each token
     bootstrap: float  # value after the last turn; 0 where the episode terminated
 
@@ -60,9 +61,16 @@ class EpisodeTokens:
             first=last - kept + 1,
             last=last,
             rewards=np.array(rewards, np.float64),
+            token_rewards=np.concatenate([np.zeros(0), *trajectory.token_rewards]).astype(np.float64)
+            if trajectory.token_rewards
+            else np.zeros(int(kept.sum())),
             values=np.concatenate([np.zeros(0), *trajectory.values]).astype(np.float64),
             bootstrap=0.0 if trajectory.terminated else float(trajectory.bootstrap_value),
         )
+
+    def turn_sums(self) -> NDArray[np.float64]:
+        """[M] each turn's `token_rewards` together."""
+        return np.add.reduceat(self.token_rewards, self.first) if len(self.first) else np.zeros(0)
 
     def split(
         self,

@@ -16,8 +16,8 @@ from rllib_vlm.types import TokenCredit, Trajectory
 class TokenGAE:
     """GAE over all sampled tokens of the episode, as if its turns were one sequence.
 
-    With tokens k = 0..S-1 of all turns in order, r_k the turn's reward at the turn's last token and 0
-    elsewhere, V_S the bootstrap value::
+    With tokens k = 0..S-1 of all turns in order, r_k the token's own reward (a KL penalty, else 0) and at the
+    turn's last token the turn's, V_S the bootstrap value::
 
         delta_k = r_k + gamma V_{k+1} - V_k          A_k = sum_j (gamma lam)^j delta_{k+j}
         return_k = A_k + V_k
@@ -39,8 +39,8 @@ class TokenGAE:
 
     def _episode(self, trajectory: Trajectory) -> list[TokenCredit]:
         tokens = EpisodeTokens.of(trajectory)
-        rewards = np.zeros(len(tokens.values))
-        rewards[tokens.last] = tokens.rewards
+        rewards = tokens.token_rewards.copy()
+        rewards[tokens.last] += tokens.rewards
         advantages = generalized_advantages(
             rewards, tokens.values, tokens.bootstrap, gamma=self.gamma, lam=self.lam
         )

@@ -41,7 +41,7 @@ class TurnGAE:
         tokens = EpisodeTokens.of(trajectory)
         values = tokens.values[tokens.first]
         advantages = generalized_advantages(
-            tokens.rewards, values, tokens.bootstrap, gamma=self.gamma, lam=self.lam
+            tokens.rewards + tokens.turn_sums(), values, tokens.bootstrap, gamma=self.gamma, lam=self.lam
         )
         returns = np.zeros(len(tokens.values))
         returns[tokens.first] = advantages + values

@@ -59,6 +59,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(config.env_runner_torch_threads)
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
+        self._given_seed: int | None = None  # of what is drawn in the present call; the driver says
         super().__init__(config=config, **kwargs)
         workers = max(1, self.num_workers)
         share = {"worker": self._position, "workers": workers}
@@ -147,9 +148,14 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     # What the algorithm calls: work by the task, and what became of it.
 
-    def play_groups(self, tasks: Sequence[Task], level: float | None = None) -> Played:
+    # `seed` is of what is drawn in this call. It comes from the driver, whose counters a checkpoint keeps: what a
+    # resumed run samples is what the interrupted one would have.
+
+    def play_groups(
+        self, tasks: Sequence[Task], level: float | None = None, seed: int | None = None
+    ) -> Played:
         """Plays training tasks, a whole group each, by the policy; `level` is the curriculum's."""
-        self.level = level
+        self.level, self._given_seed = level, seed
         return self._played(lambda: without_views(self._play_groups(tasks)))
 
     def play_demonstrations(
@@ -161,9 +167,10 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         level: float | None = None,
         crops: int = 0,
         options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
     ) -> Played:
         """Plays training tasks, an episode each, with the simulator's expert; see `sample_demonstrations`."""
-        self.level = level
+        self.level, self._given_seed = level, seed
         return self._played(
             lambda: without_views(
                 self._play_demonstrations(tasks, policy_share, mixing, only_successes, crops, options)
@@ -330,6 +337,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             settings=settings,
             on_event=self._on_event,
         )
+        self.module.backend.seed(settings.seed)
         was_training = self.module.training
         self.module.eval()
         with torch.no_grad():
@@ -380,7 +388,8 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     def _draw_seed(self, *, evaluates: bool = False) -> int:
         """Of what this runner draws in its present call of a `play` method; evaluations are all alike."""
-        mixed = [self.config.seed or 0, 0 if evaluates else self._num_samples, self._position]
+        call = self._num_samples if self._given_seed is None else self._given_seed
+        mixed = [self.config.seed or 0, 0 if evaluates else call, self._position]
         return int(np.random.SeedSequence(mixed).generate_state(1)[0])
 
     def _render_prompts(self, episodes: Sequence[SingleAgentEpisode]) -> list[Prompt]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,6 +115,19 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         raise ModelError(
             f"lora target {target} matches no layer; linear layers: {', '.join(layers)}"
         ) from error
+
+
+@contextlib.contextmanager
+def lora_off(model: nn.Module) -> Iterator[None]:
+    """`model` answers as if it had no adapters."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def without_lora(model: nn.Module) -> nn.Module:

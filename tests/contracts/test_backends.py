@@ -71,6 +71,15 @@ def test_completions_carry_the_version_of_their_weights(backend: GenerationBacke
     assert (before[0].policy_version, after[0].policy_version) == (0, 12)
 
 
+def test_the_same_seed_gives_the_same_answers(backend: GenerationBackend, family: Qwen25VL) -> None:
+    answers = []
+    for seed in (5, 6, 5):
+        backend.seed(seed)
+        asked = [backend.submit(ask(family, text)) for text in ("go", "stop")]
+        answers.append([tuple(c.token_ids.tolist()) for c in wait(backend, asked)])
+    assert answers[0] == answers[2]
+
+
 def test_polling_with_nothing_to_do_returns(backend: GenerationBackend) -> None:
     backend.poll(timeout_s=0.1)
 

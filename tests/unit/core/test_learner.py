@@ -12,7 +12,7 @@ from tiny import MODEL, tiny_config
 
 from rllib_vlm.batching.packing import pad, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
-from rllib_vlm.connectors.score_rows import _state_row
+from rllib_vlm.connectors.score_rows import ScoreRows, _state_row
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import INDEX, VLMColumns
 from rllib_vlm.core.learner import VLMTorchLearner
@@ -270,6 +270,52 @@ def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
     assert float(again["default_policy"]["kl_to_reference"].peek()) == pytest.approx(
         float(second["default_policy"]["kl_to_reference"].peek()), rel=1e-3
     )
+
+
+def test_a_kl_in_the_reward_is_what_credit_is_given_of():
+    config, learner, module, episodes = prepare("text", kl_coeff=0.5, kl_in="reward")
+    assert "kl" not in config.loss_settings().active
+    learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2, kl_reward=0.5), timesteps={})
+    # The policy has moved and the reference has not: charged is what the sampler's tokens cost against it.
+    with torch.no_grad():
+        learner._reference.model.model.language_model.embed_tokens.weight.mul_(1.2)  # noqa: SLF001
+    assigned = []
+    piece = next(c for c in learner._learner_connector.connectors if isinstance(c, ScoreRows))  # noqa: SLF001
+    assign = piece._assign  # noqa: SLF001
+
+    class Watched:
+        stage = "learner"
+
+        def __call__(self, filled):
+            assigned.extend(filled)
+            return assign(filled)
+
+    piece._assign = Watched()  # noqa: SLF001
+    result = learner.update(episodes=episodes, plan=plan_of(config, kl_reward=0.5), timesteps={})
+    costs = []
+    for trajectory in assigned:
+        for k, row in turns_alone(trajectory):
+            reference, _, _ = score_alone(learner._reference, row)  # noqa: SLF001
+            cost = row.old_logprobs[row.sampled] - reference.detach().numpy()
+            np.testing.assert_allclose(trajectory.token_rewards[k], -0.5 * cost, atol=1e-5)
+            costs.append(cost)
+    costs = np.concatenate(costs)
+    assert np.abs(costs).max() > 1e-2
+    assert float(result["default_policy"]["kl_to_reference"].peek()) == pytest.approx(costs.mean(), abs=1e-5)
+
+
+def test_the_reference_may_be_the_model_without_its_adapters():
+    lora = {"lora": {"rank": 2, "target": ["q_proj", "v_proj"]}}
+    config, learner, module, episodes = prepare("text", model=lora, kl_coeff=0.1, kl_reference="adapters_off")
+    plan = plan_of(config, lr=5e-2, reference="adapters_off")
+    first = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    second = learner.update(episodes=episodes, plan=replace(plan, lr=0.0), timesteps={})["default_policy"]
+    assert learner._reference is None  # noqa: SLF001  (no second copy of the weights)
+    assert float(first["kl_to_reference"].peek()) == pytest.approx(0.0, abs=1e-6)
+    assert float(second["kl_to_reference"].peek()) > 1e-5
+    assert any("lora" in n for n in trained)
+    assert trained == {n for n, p in module.named_parameters() if p.requires_grad}
 
 
 def test_words_are_chosen_among_those_of_the_step_however_it_is_cut():

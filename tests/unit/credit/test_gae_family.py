@@ -1,5 +1,7 @@
 """The GAE estimators against their definitions as sums over all later decisions, O(n^2)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -188,3 +190,41 @@ def test_missing_values_say_the_way_out():
 def test_fractions_are_checked(build):
     with pytest.raises(RLlibVLMError, match=r"must be in \[0, 1\]"):
         build()
+
+
+@st.composite
+def charged(draw):
+    trajectory = draw(trajectories())
+    penalties = tuple(
+        np.asarray(draw(st.lists(numbers, min_size=len(v), max_size=len(v))), np.float32)
+        for v in trajectory.values
+    )
+    return replace(trajectory, token_rewards=penalties)
+
+
+@quick
+@given(charged(), fractions, fractions, fractions)
+def test_rewards_of_tokens_count_where_they_fall(trajectory, gamma, lam, high):
+    penalties = [p.astype(float) for p in trajectory.token_rewards]
+    rewards = [turn.reward for turn in trajectory.turns]
+    values = [v.astype(float) for v in trajectory.values]
+    end = end_value(trajectory)
+
+    (token,) = TokenGAE(gamma=gamma, lam=lam)([trajectory])
+    per_token = [p + np.eye(len(p))[-1] * r for p, r in zip(penalties, rewards, strict=True)]
+    expected = defined_gae(np.concatenate(per_token), np.concatenate(values), end, gamma, lam)
+    np.testing.assert_allclose(joined(token, "advantages"), expected, rtol=1e-5, atol=1e-4)
+
+    (turn,) = TurnGAE(gamma=gamma, lam=lam)([trajectory])
+    together = [r + p.sum() for r, p in zip(rewards, penalties, strict=True)]
+    expected = defined_gae(together, [v[0] for v in values], end, gamma, lam)
+    np.testing.assert_allclose([c.advantages[0] for c in turn], expected, rtol=1e-5, atol=1e-4)
+
+    (bilevel,) = BiLevelGAE(gamma=gamma, lam=lam, high_level_gamma=high)([trajectory])
+    ends = [v[-1] for v in values]
+    turn_returns = defined_gae(together, ends, end, high, lam) + ends
+    for c, v, p, total in zip(bilevel, values, penalties, turn_returns, strict=True):
+        inside = p + np.eye(len(p))[-1] * (total - p.sum())
+        np.testing.assert_allclose(
+            c.advantages, defined_gae(inside, v, 0.0, gamma, lam), rtol=1e-5, atol=1e-4
+        )

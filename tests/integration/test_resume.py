@@ -1,0 +1,105 @@
+"""A run that was interrupted and goes on is the run that was not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from rllib_vlm.errors import CheckpointError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# Seconds and what is counted in them; and the counters of a process, which a new one begins anew.
+_TIMES = (
+    "_s",
+    "time",
+    "timers",
+    "throughput",
+    "pid",
+    "date",
+    "wall",
+    "hostname",
+    "node",
+    "trial",
+    "perf",
+    "timestamp",
+)
+
+
+def figures(result, path=""):
+    """All numbers of a result but times."""
+    found = {}
+    for key, value in result.items():
+        if any(part in key for part in _TIMES) or key in (
+            "config",
+            "since_restore",
+            "iterations_since_restore",
+        ):
+            continue
+        if isinstance(value, dict):
+            found |= figures(value, f"{path}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[path + key] = float(value)
+    return found
+
+
+def weights(algorithm):
+    found = algorithm.learner_group.get_weights()["default_policy"]
+    return {name: np.array(value) for name, value in found.items()}
+
+
+def run(config, iterations, restore=None, save=None):
+    algorithm = config.copy(copy_frozen=False).build_algo()
+    try:
+        if restore is not None:
+            algorithm.restore_from_path(str(restore))
+        results = [figures(algorithm.train()) for _ in range(iterations)]
+        if save is not None:
+            algorithm.save_to_path(str(save))
+        return results, weights(algorithm)
+    finally:
+        algorithm.stop()
+
+
+def configuration(name, **training):
+    return (
+        tiny_config(name)
+        .training(lr_schedule="linear", total_updates=5, **training)
+        .warm_start(updates=2, lr=5e-3)
+        .simulation(curriculum={"start": 0.0, "end": 1.0, "updates": 4})
+        .debugging(seed=3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "runners", "stop"),
+    [
+        ("ppo", {"kl_coeff": 0.1, "kl_target": 0.01}, 0, 4),
+        ("ppo", {"credit": "fitted_gae", "credit_options": {}, "value_loss_coeff": 0.0}, 1, 3),
+        ("grpo", {"num_epochs": 2}, 1, 1),
+    ],
+)
+def test_the_same_numbers_come_out(name, training, runners, stop, tmp_path):
+    config = configuration(name, **training).env_runners(num_env_runners=runners)
+    whole, end = run(config, 6)
+    before, _ = run(config, stop, save=tmp_path / "state")
+    after, same_end = run(config, 6 - stop, restore=tmp_path / "state")
+    assert len(whole[0]) > 30
+    for expected, found in zip(whole, [*before, *after], strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    for weight, value in end.items():
+        np.testing.assert_array_equal(same_end[weight], value, err_msg=weight)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_run_may_take_another(tmp_path):
+    config = configuration("ppo")
+    run(config, 2, save=tmp_path / "checkpoint_000001")
+    run(config, 3, save=tmp_path / "checkpoint_000002")
+    weights_file = next((tmp_path / "checkpoint_000002").rglob("*.safetensors"))
+    content = weights_file.read_bytes()
+    weights_file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"damaged: .*safetensors.*checkpoint_000001"):
+        run(config, 1, restore=tmp_path / "checkpoint_000002")
+    results, _ = run(config, 1, restore=tmp_path / "checkpoint_000001")
+    assert results[0]["training_iteration"] == 3
