@@ -3,6 +3,8 @@
 rllib train file tuned_examples/spoc.yaml --set training.lr=1e-6
 rllib train --run VLMPPO --env spoc --stop training_iteration=3
 rllib evaluate results/spoc_2026-01-31_12-00-00 --episodes 200
+rllib export results/spoc_2026-01-31_12-00-00 exported/spoc
+rllib diagnose results/spoc_2026-01-31_12-00-00
 rllib validate tuned_examples/*.yaml
 rllib example list
 
@@ -171,6 +173,42 @@ def evaluate(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
     typer.echo(text)
+
+
+@app.command()
+def diagnose(
+    run_dir: Annotated[Path, typer.Argument(help="A run's folder, or a trial's folder in it.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture's file, or a folder; by default diagnosis.png beside the results."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON too, as the last line.")
+    ] = False,
+) -> None:
+    """Says what went wrong in a run and what to change, and draws its curves."""
+    from rllib_vlm.diagnosis.report import report
+
+    told = report(run_dir, out=out, console=Console())
+    if as_json:
+        typer.echo(json.dumps(told))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a trial's or run's folder.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Folder to make.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR and everything in it.")] = False,
+) -> None:
+    """Writes a checkpoint's policy as a Hugging Face directory, with a model card and its prompts' settings."""
+    from rllib_vlm.config import export as exporting
+
+    quiet()
+    done = exporting.export(checkpoint, directory, overwrite=overwrite)
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"checkpoint: {done.checkpoint}")
+    typer.echo(f"{done.directory}: {done.model.parameters:,} parameters, {done.model.dtype}")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.description import write_description
 from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.manifest import require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
@@ -425,10 +426,11 @@ class VLMAlgorithm(Algorithm):
 
     @override(Algorithm)
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """RLlib's; on a local disk with a manifest, written last, by which a torn checkpoint is known."""
+        """RLlib's; on a local disk also says of what policy it is, and has a manifest by which a torn one is known."""
         where: str = super().save_to_path(_absolute(path), **kwargs)
         if Path(where).is_dir():
-            write_manifest(Path(where))
+            write_description(Path(where), self)
+            write_manifest(Path(where))  # last: it lists everything
         return where
 
     @override(Algorithm)

@@ -29,6 +29,7 @@ from rllib_vlm.models.base import TokenRows, VLMFamily
 from rllib_vlm.types import Completion, Prompt, SamplingParams
 
 HF_DIRECTORY = "hf"
+VALUE_HEAD_FILE = "value_head.safetensors"
 # Keys of `model_config` that are not the family's.
 MODULE_KEYS = frozenset(
     {
@@ -44,7 +45,6 @@ MODULE_KEYS = frozenset(
 )
 # An image token in about ninety shows what the instruction names; so weighted, both count.
 _NAMED_WEIGHT, _OTHER_WEIGHT = 20.0, 0.5
-_VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
@@ -327,7 +327,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.family.save_pretrained(Path(folder) / HF_DIRECTORY)
             if self.has_value_head:
                 head = {k: v.detach().cpu().contiguous() for k, v in self.value_head.state_dict().items()}
-                save_file(head, Path(folder) / _VALUE_HEAD_FILE)
+                save_file(head, Path(folder) / VALUE_HEAD_FILE)
             pyarrow.fs.copy_files(
                 folder,
                 where,
@@ -360,7 +360,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             config = {k: v for k, v in self.model_config.items() if k != "size"}
             saved = self._build_family({**config, "checkpoint": str(root / HF_DIRECTORY)})
             self.model.load_state_dict(saved.model.state_dict())
-            head = root / _VALUE_HEAD_FILE
+            head = root / VALUE_HEAD_FILE
             if self.has_value_head and head.is_file():
                 self.value_head.load_state_dict(load_file(head))
 

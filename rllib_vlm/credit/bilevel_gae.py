@@ -21,8 +21,8 @@ class BiLevelGAE:
     2. Inside turn n: G_n is the reward of its last token, nothing follows it, and a GAE over the
        turn's tokens with `gamma` and `lam` gives the advantages.
 
-    Rewards of single tokens (a KL penalty) count in their turn's reward at the first level, and at their own token at the
-    second, in place of the last.
+    Rewards of single tokens (a KL penalty) count in their turn's reward at the first level, and at their own token
+    at the second, in place of the last.
 
     So a turn's credit for the future does not fade with the number of tokens in later answers.
     Turns come from the trajectory itself: a turn whose reward is exactly 0 is a turn like any other.

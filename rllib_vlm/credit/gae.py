@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from rllib_vlm.credit.episode import EpisodeTokens, check_fractions, generalized_advantages
 from rllib_vlm.types import TokenCredit, Trajectory
 

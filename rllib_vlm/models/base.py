@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
@@ -141,3 +142,7 @@ class VLMFamily(Protocol):
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes a directory that plain transformers (and `build`) opens."""
+
+    @classmethod
+    def generation_config(cls, directory: Path) -> GenerationConfig:
+        """What tells transformers to answer as `generate` does, given a directory `save_pretrained` wrote."""

@@ -14,6 +14,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "registry": 0,
+    "files": 0,
     "sims": 1,
     "prompts": 1,
     "data": 1,
@@ -28,6 +29,8 @@ FLOORS = {
     "env": 3,
     "algorithms": 4,
     "callbacks": 4,
+    "guard": 4,
+    "diagnosis": 4,
     "config": 5,
     "cli": 5,
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import GenerationConfig
 
 from rllib_vlm import registry
 from rllib_vlm.models.base import TokenRows, VLMFamily
@@ -127,3 +128,11 @@ def test_a_saved_model_says_the_same(family: VLMFamily, tmp_path: Path) -> None:
     ):
         assert ids.tolist() == again.tolist()
         np.testing.assert_allclose(logprobs, again_logprobs, atol=1e-5)
+
+
+def test_a_saved_model_tells_transformers_what_is_never_sampled(family: VLMFamily, tmp_path: Path) -> None:
+    family.save_pretrained(tmp_path)
+    told = family.generation_config(tmp_path)
+    assert tuple(told.suppress_tokens) == family.banned_token_ids
+    assert told.eos_token_id in family.stop_token_ids and told.pad_token_id == family.pad_token_id
+    assert GenerationConfig.from_pretrained(tmp_path).to_dict() == told.to_dict()

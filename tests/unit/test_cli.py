@@ -30,7 +30,7 @@ def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "evaluate", "validate", "example", "list", "demos"):
+    for command in ("train", "evaluate", "export", "diagnose", "validate", "example", "list", "demos"):
         assert command in done.stdout
 
 
@@ -83,6 +83,38 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path, capsys: pytest.Capt
 def test_evaluate_needs_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run("evaluate", tmp_path) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_diagnose_tells_of_a_run_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trial = tmp_path / "run" / "trial"
+    trial.mkdir(parents=True)
+    lines = [
+        {
+            "num_updates": update,
+            "env_runners": {"success_rate": 0.5},
+            "learners": {"default_policy": {"policy_loss": 0.1, "num_skipped_steps": float(update == 4)}},
+        }
+        for update in range(1, 9)
+    ]
+    (trial / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("diagnose", trial.parent, "--json") == 0, "whatever was found"
+    said = capsys.readouterr().out
+    told = json.loads(said.splitlines()[-1])
+    assert [f["name"] for f in told["trials"][0]["findings"]] == ["skipped_steps"]
+    assert "Steps were skipped, or losses not finite, update 4" in said and "training.precision" in said
+    assert (trial / "diagnosis.png").is_file()
+    assert run("diagnose", trial, "--out", tmp_path / "a.png") == 0
+    assert (tmp_path / "a.png").is_file() and str(tmp_path / "a.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "empty"])
+def test_diagnose_of_what_is_no_run_is_refused(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "result.json").touch()
+    where = tmp_path / path if path else tmp_path / "empty" / "result.json"
+    assert run("diagnose", where) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(where) in error
 
 
 def test_list_shows_the_registry(capsys: pytest.CaptureFixture[str]):

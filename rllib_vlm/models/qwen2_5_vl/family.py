@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Qwen2VLImageProcessorPil
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
 from rllib_vlm.models.base import Depths, TokenRows
@@ -27,6 +27,7 @@ from rllib_vlm.models.qwen2_5_vl.decoder import (
 )
 from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_prefix
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
+from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
@@ -67,9 +68,7 @@ class Qwen25VL:
         self.stop_token_ids = (int(stop),)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = int(stop if pad is None else pad)
-        special = {*self.tokenizer.all_special_ids, *range(len(self.tokenizer), self.vocab_size)}
-        special |= {self.image_token_id, int(self.model.config.video_token_id)}
-        self.banned_token_ids = tuple(sorted(int(i) for i in special if int(i) != int(stop)))
+        self.banned_token_ids = banned_token_ids(self.tokenizer, self.model.config)
         vision = (self.model.config.vision_start_token_id, self.image_token_id)
         self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
         other, named = (self._chat.tokenize(word)[0] for word in (" not", " seen"))
@@ -339,6 +338,7 @@ class Qwen25VL:
         directory = Path(directory)
         without_lora(self.model).save_pretrained(directory)  # type: ignore[operator]
         self.tokenizer.save_pretrained(directory)
+        generation_config(self.tokenizer, self.model.config).save_pretrained(directory)
         form = self.images
         Qwen2VLImageProcessorPil(
             patch_size=form.patch,
@@ -348,6 +348,12 @@ class Qwen25VL:
             image_mean=list(form.mean),
             image_std=list(form.std),
         ).save_pretrained(directory)
+
+    @classmethod
+    def generation_config(cls, directory: Path) -> GenerationConfig:
+        """What tells transformers to answer as `generate` does, given a directory `save_pretrained` wrote."""
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return generation_config(tokenizer, AutoConfig.from_pretrained(directory, local_files_only=True))
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Prefill:
         """Left-aligned rows of prompts, with image features in place."""
