@@ -11,7 +11,8 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune.utils.util import flatten_dict
 
-from rllib_vlm.algorithms.manifest import require_whole
+from rllib_vlm.algorithms.description import DESCRIPTION
+from rllib_vlm.algorithms.manifest import MANIFEST, require_whole
 from rllib_vlm.config.document import Document, Mark
 from rllib_vlm.config.overrides import parse_overrides
 from rllib_vlm.config.sections import apply_sections, sections
@@ -28,7 +29,8 @@ def evaluate_checkpoint(
         CheckpointError: the checkpoint is not as it was written.
         RLlibVLMError: the folder holds no algorithm of this RLlib.
     """
-    require_whole(folder)
+    if (folder / DESCRIPTION).exists() or (folder / MANIFEST).exists():  # one of ours, and not RLlib's own
+        require_whole(folder)
     config = _stored_config(folder)
     errors: list[str] = []
     wishes = Document({}, {(): Mark("command line")}).overlay(parse_overrides(overrides, errors))

@@ -110,6 +110,8 @@ class Household(Simulator):
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
     - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
       for imitation to learn seeing from, with what the pictures show where; 0 asks and tells nothing.
+    - `seen_pixels`: of one picture, from which on experts, text observations and labels tell of a thing: what a
+      policy's eyes cannot tell apart teaches it to guess. ObjectNav's expert needs the default.
     - `blank_images`: all pictures are grey, to measure what a policy does without its eyes.
 
     Options of `reset`: `split`, `level` (0 to 1), `task`, `start`, `house` (a house seed from 0 up, of
@@ -157,6 +159,7 @@ class Household(Simulator):
         curriculum: str | None = None,
         world: Literal["embedded"] = "embedded",
         questions: int = 0,
+        seen_pixels: float = 16.0,
         blank_images: bool = False,
         render_mode: str | None = None,
     ) -> None:
@@ -164,7 +167,7 @@ class Household(Simulator):
             split=split, tasks=tasks, rooms=rooms, furniture=furniture, items=items, house_seeds=house_seeds,
             observation=observation, camera_size=camera_size, reward=reward, weights=reward_weights,
             max_steps=max_steps, start=start, curriculum=curriculum, world=world,
-            questions=questions, blank_images=blank_images,
+            questions=questions, seen_pixels=seen_pixels, blank_images=blank_images,
         )  # fmt: skip
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
@@ -256,7 +259,7 @@ class Household(Simulator):
         )
         start = episode.start
         self.world.load(episode.house, x=start.x, y=start.y, yaw=start.yaw, seed=int(rng.integers(2**31)))
-        self._scene = Scene(self.world, episode.house, episode.place.nav)
+        self._scene = Scene(self.world, episode.house, episode.place.nav, self.settings.seen_pixels)
         self._tour = rng if options.get("tour") else None
         self._begin(episode)
         self._look_elsewhere()

@@ -13,7 +13,7 @@ from rllib_vlm.sims.household.world import Camera, Door, House, Room, View, Worl
 CAMERAS: tuple[Camera, Camera] = ("navigation", "manipulation")
 CAMERA_YAW: dict[Camera, float] = {"navigation": 0.0, "manipulation": -90.0}
 VERTICAL_FOV_DEG = 59.0  # SPOC's cameras
-SEEN_SHARE, SEEN_PIXELS = 0.3, 16.0  # what counts as seen, in one camera: fewer pixels tell no kinds apart
+SEEN_SHARE, SEEN_PIXELS = 0.3, 16.0  # what counts as seen, in one camera: fewer pixels tell no colours apart
 DOOR_RANGE_M = 6.0
 REVEAL_M, REVEAL_DEG = 4.0, 60.0  # how near and how straight an open door shows the room behind it
 
@@ -44,16 +44,18 @@ def horizontal_fov(camera_size: tuple[int, int]) -> float:
     return 2.0 * math.degrees(math.atan(math.tan(math.radians(VERTICAL_FOV_DEG / 2)) * width / height))
 
 
-def is_seen(view: View) -> bool:
-    """Whether enough of a thing shows in enough pixels to be told apart."""
-    return view.visible >= SEEN_SHARE and view.pixels >= SEEN_PIXELS
+def is_seen(view: View, pixels: float = SEEN_PIXELS) -> bool:
+    """Whether enough of a thing shows, in enough pixels to be told apart."""
+    return view.visible >= SEEN_SHARE and view.pixels >= pixels
 
 
 class Scene:
-    """The robot's surroundings as its two cameras show them."""
+    """The robot's surroundings as its two cameras show them, things of at least `seen_pixels` in one of them."""
 
-    def __init__(self, world: World, house: House, nav: NavigationMap) -> None:
-        self.world, self.house, self.nav = world, house, nav
+    def __init__(
+        self, world: World, house: House, nav: NavigationMap, seen_pixels: float = SEEN_PIXELS
+    ) -> None:
+        self.world, self.house, self.nav, self.seen_pixels = world, house, nav, seen_pixels
         self.half_fov = horizontal_fov(world.camera_size) / 2.0
         self._items = {i.id: i for i in house.items}
         self._furniture = {f.id: f for f in house.furniture}
@@ -81,7 +83,7 @@ class Scene:
         pose = self.pose
         found = []
         for thing in wanted:
-            cameras = tuple(c for c in CAMERAS if is_seen(views[c][thing]))
+            cameras = tuple(c for c in CAMERAS if is_seen(views[c][thing], self.seen_pixels))
             if not cameras:
                 continue
             x, y, z = self.world.position(thing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, get_args
 
 from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
@@ -37,13 +38,14 @@ class Settings:
     curriculum: str | None
     world: str
     questions: int
+    seen_pixels: float
     blank_images: bool
 
 
 def check_settings(
     *, split: Any, tasks: Any, rooms: Any, furniture: Any, items: Any, house_seeds: Any, observation: Any,
     camera_size: Any, reward: Any, weights: Any, max_steps: Any, start: Any, curriculum: Any, world: Any,
-    questions: Any, blank_images: Any,
+    questions: Any, seen_pixels: Any, blank_images: Any,
 ) -> Settings:  # fmt: skip
     """All arguments, checked.
 
@@ -93,6 +95,12 @@ def check_settings(
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
     if isinstance(questions, bool) or not isinstance(questions, int) or questions < 0:
         problems.append(f"questions={questions!r} is not a whole number from 0 up")
+    if (
+        isinstance(seen_pixels, bool)
+        or not isinstance(seen_pixels, int | float)
+        or not 1 <= seen_pixels < inf
+    ):
+        problems.append(f"seen_pixels={seen_pixels!r} is not a number from 1 up")
     if not isinstance(blank_images, bool):
         problems.append(f"blank_images={blank_images!r} is not true or false")
     size = _camera_size(camera_size, problems)
@@ -104,7 +112,7 @@ def check_settings(
     return Settings(
         split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
-        questions=questions, blank_images=blank_images,
+        questions=questions, seen_pixels=float(seen_pixels), blank_images=blank_images,
     )  # fmt: skip
 
 
