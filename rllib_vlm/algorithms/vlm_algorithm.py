@@ -112,6 +112,9 @@ class VLMAlgorithm(Algorithm):
             self._reinforce()
             state.rl_s += time.perf_counter() - start
         state.advance(self.config)
+        if state.phase != "warm_start":
+            for kept in self._buffers.values():  # demonstrations with their pictures, which nothing reads any more
+                kept.clear()
 
     def _imitate(self) -> None:
         config, state = self.config, self.run_state

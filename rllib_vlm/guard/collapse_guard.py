@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.annotations import override
 
@@ -145,8 +146,7 @@ class CollapseGuard(RLlibCallback):
             self._tell(algorithm, "stopped", update=update, why=why, reason=reason)
             raise RLlibVLMError(
                 f"the policy collapsed at update {update} ({'; '.join(why)}) and the run stops: {reason}. "
-                f"What happened stands in {Path(algorithm.logdir) / EVENTS_FILE}; `rllib diagnose {algorithm.logdir}` "
-                "says what to change."
+                f"What happened stands in {EVENTS_FILE} of the run's folder; `rllib diagnose` says what to change."
             )
         to, folder = found
         algorithm.roll_back(folder, lr_factor=self._lr_factor, clip_factor=self._clip_factor)
@@ -169,17 +169,28 @@ class CollapseGuard(RLlibCallback):
 
     def _states(self, algorithm: Any) -> Ring:
         if self._ring is None:
-            root = Path(algorithm.logdir) / STATES_FOLDER
+            root = lasting_folder(algorithm) / STATES_FOLDER
             for torn in root.glob(".*.tmp"):
                 shutil.rmtree(torn, ignore_errors=True)
             self._ring = Ring(root=root, keep=self._keep, proof=self._proof)
+            self._ring.forget_after(algorithm.run_state.updates)
         return self._ring
 
     @staticmethod
     def _tell(algorithm: Any, event: str, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": now, "iteration": algorithm.iteration, "event": event, **fields}
-        append_json_line(Path(algorithm.logdir) / EVENTS_FILE, line)
+        append_json_line(lasting_folder(algorithm) / EVENTS_FILE, line)
+
+
+def lasting_folder(algorithm: Any) -> Path:
+    """The trial's own folder, where what is written outlives the process at once; without Tune, RLlib's folder."""
+    storage = getattr(algorithm, "_storage", None)
+    if storage is not None and isinstance(storage.storage_filesystem, LocalFileSystem):
+        folder = Path(storage.trial_fs_path)
+        if folder.is_dir():
+            return folder
+    return Path(algorithm.logdir)
 
 
 def _learned(result: Mapping[str, Any]) -> Mapping[str, Any]:

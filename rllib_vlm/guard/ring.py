@@ -74,6 +74,11 @@ class Ring:
         for update in [u for u, count in self._proven.items() if count < self.proof]:
             self._drop(update)
 
+    def forget_after(self, update: int) -> None:
+        """States of updates that a run, resumed at `update`, has not made yet: it will make its own."""
+        for later in [u for u in self._proven if u > update]:
+            self._drop(later)
+
     def best(self) -> tuple[int, Path] | None:
         """The newest proven state: its update and directory."""
         proven = [u for u, count in self._proven.items() if count >= self.proof]

@@ -102,6 +102,7 @@ class Monitor:
     vitals: Sequence[Vital] = VITALS
     _seen: dict[str, deque[float]] = field(default_factory=dict)
     _bad: int = 0  # updates in a row
+    _good: int = 0  # in all
 
     def examine(self, result: Mapping[str, Any]) -> list[Alarm]:
         """The alarms of one update; what was healthy joins the window."""
@@ -118,12 +119,13 @@ class Monitor:
                 alarms.append(alarm)
         grave = any(a.decides for a in alarms) or len(alarms) > 1
         self._bad = self._bad + 1 if grave else 0
+        self._good += not grave
         return alarms
 
     @property
     def collapsed(self) -> bool:
-        """Whether patience is at its end."""
-        return self._bad >= self.patience
+        """Whether patience is at its end. A policy that was never well has nothing to fall from."""
+        return self._bad >= self.patience and self._good >= self.least_history
 
     @property
     def healthy(self) -> bool:
@@ -135,11 +137,15 @@ class Monitor:
         self._bad = 0
 
     def state(self) -> dict[str, Any]:
-        return {"seen": {name: list(values) for name, values in self._seen.items()}, "bad": self._bad}
+        return {
+            "seen": {name: list(values) for name, values in self._seen.items()},
+            "bad": self._bad,
+            "good": self._good,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._seen = {name: deque(values, maxlen=self.window) for name, values in state["seen"].items()}
-        self._bad = int(state["bad"])
+        self._bad, self._good = int(state["bad"]), int(state["good"])
 
     def _check(self, vital: Vital, value: float, past: Iterable[float]) -> Alarm | None:
         window = np.array(list(past), np.float64)

@@ -79,3 +79,13 @@ def test_a_resumed_run_finds_its_states(tmp_path):
     again.healthy()
     again.healthy()
     assert again.best()[0] == 4
+
+
+def test_a_run_resumed_earlier_forgets_what_it_has_not_done(tmp_path):
+    ring = Ring(root=tmp_path, proof=1)
+    for update in (2, 4):
+        ring.save(update, writer())
+        ring.healthy()
+    again = Ring(root=tmp_path, proof=1)
+    again.forget_after(3)
+    assert again.best()[0] == 2 and [p.name for p in tmp_path.iterdir()] == ["update_000002"]

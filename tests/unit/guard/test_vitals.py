@@ -81,6 +81,13 @@ def test_a_collapse_does_not_become_what_is_usual():
     assert watch.healthy and watch.examine(result()) == []
 
 
+def test_a_policy_that_was_never_well_has_nothing_to_fall_from():
+    watch = monitor()
+    for _ in range(20):
+        assert watch.examine(result(harm=-2.0))
+        assert not watch.collapsed and not watch.healthy
+
+
 def test_missing_figures_are_no_alarm():
     assert healthy(monitor()).examine({"a": {}}) == []
 
