@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import ray
+from pyarrow.fs import LocalFileSystem
+from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -30,7 +32,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_vlm import registry
 from rllib_vlm.algorithms.description import write_description
 from rllib_vlm.algorithms.dispatch import play
-from rllib_vlm.algorithms.manifest import require_whole, write_manifest
+from rllib_vlm.algorithms.manifest import newest_whole, require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -43,7 +45,7 @@ from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import DemonstrationReader
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
-from rllib_vlm.errors import SimulatorError
+from rllib_vlm.errors import CheckpointError, SimulatorError
 
 RUN_STATE = "run_state"
 
@@ -113,7 +115,9 @@ class VLMAlgorithm(Algorithm):
             state.rl_s += time.perf_counter() - start
         state.advance(self.config)
         if state.phase != "warm_start":
-            for kept in self._buffers.values():  # demonstrations with their pictures, which nothing reads any more
+            for (
+                kept
+            ) in self._buffers.values():  # demonstrations with their pictures, which nothing reads any more
                 kept.clear()
 
     def _imitate(self) -> None:
@@ -449,6 +453,15 @@ class VLMAlgorithm(Algorithm):
         super().restore_from_path(where, component=component, **kwargs)
         self._sync_weights(self.env_runner_group)
 
+    @override(Algorithm)
+    def restore(self, checkpoint_path: Any) -> None:
+        """Tune's way to go on: from the checkpoint in its notes, or where a kill overtook these, the newest whole one.
+
+        Raises:
+            CheckpointError: that is gone, and no other is whole.
+        """
+        super().restore(_still_there(checkpoint_path))
+
     def roll_back(self, path: str | Path, *, lr_factor: float, clip_factor: float) -> None:
         """Takes weights, optimizers and counters back to a saved state, from which the run goes on more carefully.
 
@@ -473,6 +486,20 @@ class VLMAlgorithm(Algorithm):
         )
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
+
+
+def _still_there(given: Any) -> Any:
+    """What Tune wants restored; it takes its notes now and then, so that they may name what was deleted since."""
+    checkpoint = getattr(given, "checkpoint", None)
+    if checkpoint is None or not isinstance(checkpoint.filesystem, LocalFileSystem):
+        return given
+    named = Path(checkpoint.path)
+    if named.exists():
+        return given
+    newest = newest_whole(named.parent)
+    if newest is None:
+        raise CheckpointError(f"{named} is gone, and there is no whole checkpoint beside it to go on from")
+    return type(given)(checkpoint=tune.Checkpoint.from_directory(str(newest)), metrics=given.metrics)
 
 
 def _absolute(path: Any) -> Any:
