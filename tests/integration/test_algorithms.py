@@ -71,7 +71,8 @@ def test_groups_that_teach_nothing_are_dropped_and_made_up_for_within_a_bound(ta
     if taught:
         assert 4 <= played <= 12 and dropped == played - len(groups)
         assert min(spreads) > 0.0
-        assert len(groups) == 4 or played == 12 - 4 + len(groups)
+        # Short of four, three rounds were played, and the last two asked for what was missing at least.
+        assert len(groups) == 4 or played >= 4 + 2 * (4 - len(groups))
     else:  # no answer of an untaught policy parses: all groups are alike, and the update has no gradient
         assert played == dropped == len(groups) == 12 and max(spreads) < 1e-6
 
@@ -146,7 +147,10 @@ def test_seeing_comes_first_from_cuts_around_things():
     algorithm = config.build_algo()
     try:
         shown = algorithm._demonstrations()
-        results = [algorithm.train() for _ in range(2)]
+        results = [algorithm.train()]
+        kept = {kind: len(episodes) for kind, episodes in algorithm._buffers.items()}
+        results.append(algorithm.train())
+        left = {kind: len(episodes) for kind, episodes in algorithm._buffers.items()}
     finally:
         algorithm.stop()
     for episode in shown:
@@ -159,7 +163,8 @@ def test_seeing_comes_first_from_cuts_around_things():
     assert "imitation_loss" not in seeing and seeing["grounding_loss"] > 0
     assert imitating["imitation_loss"] > 0 and imitating["grounding_loss"] > 0
     assert not math.isnan(seeing["grad_norm"])
-    assert {kind: len(kept) for kind, kept in algorithm._buffers.items()} == {False: 4, True: 2}
+    assert kept == {False: 4, True: 0}
+    assert left == {False: 0, True: 0}  # nothing reads them once the warm start is over
 
 
 @pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])

@@ -108,7 +108,7 @@ def test_moves_edges_and_reward() -> None:
     sim = placed("P_O ___ O_G", success_reward=2.0, step_reward=-0.125)
     observation, reward, terminated, truncated, info = sim.step(LEFT)
     assert observation["text"] == "P _ O\n_ _ _\nO _ G"
-    assert (reward, terminated, truncated, info.keys()) == (-0.125, False, False, {"metrics"})
+    assert (reward, terminated, truncated, info.keys()) == (-0.125, False, False, {"metrics", "state"})
     for action in (DOWN, RIGHT, DOWN):
         sim.step(action)
     observation, reward, terminated, truncated, info = sim.step(RIGHT)
