@@ -2,7 +2,7 @@
 
 `python -m benchmarks collapse [FAULT ...] [healthy=N]`, by default all faults and 10 undisturbed runs. FrozenLake in
 text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, shortened): all runs begin at one warm start, faults strike after
-`STRIKE` updates, success is that of 200 held-out lakes at the end. About 3 minutes a run on 2 cores.
+`STRIKE` updates, success is that of 200 held-out lakes at the end. About 6 minutes a run on 2 cores.
 """
 
 from __future__ import annotations
