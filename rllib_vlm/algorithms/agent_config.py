@@ -11,6 +11,19 @@ from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.env.slots import Deadlines
 from rllib_vlm.types import SamplingParams
 
+# Attributes that say how prompts are made and answers are read.
+PROMPTING = (
+    "parser",
+    "parser_options",
+    "history",
+    "template",
+    "max_actions_per_turn",
+    "observation",
+    "image_placeholder",
+    "max_images",
+    "max_prompt_tokens",
+)
+
 
 class AgentConfig(AlgorithmConfig):
     """Adds the sections `prompting`, `generation`, `simulation` and `warm_start` to RLlib's."""
@@ -244,18 +257,7 @@ class AgentConfig(AlgorithmConfig):
     @property
     def prompting_settings(self) -> dict[str, Any]:
         """The arguments of `prompting`, by name, without the rewards."""
-        names = (
-            "parser",
-            "parser_options",
-            "history",
-            "template",
-            "max_actions_per_turn",
-            "observation",
-            "image_placeholder",
-            "max_images",
-            "max_prompt_tokens",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in PROMPTING}
 
     @property
     def sampling_params(self) -> SamplingParams:

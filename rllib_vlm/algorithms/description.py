@@ -6,24 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_vlm.algorithms.agent_config import PROMPTING
 from rllib_vlm.files import write_json
 
 if TYPE_CHECKING:
     from rllib_vlm.algorithms.vlm_algorithm import VLMAlgorithm
 
 DESCRIPTION = "policy.json"
-# Attributes of the configuration; those of Tune's `params.json` have the same names.
-PROMPTING = (
-    "parser",
-    "parser_options",
-    "history",
-    "template",
-    "max_actions_per_turn",
-    "observation",
-    "image_placeholder",
-    "max_images",
-    "max_prompt_tokens",
-)
+# Attributes of the configuration, as `PROMPTING` holds them; those of Tune's `params.json` have the same names.
 GENERATION = ("temperature", "top_p", "max_new_tokens", "stop")
 _OTHERS = ("env", "env_config", "seed", "evaluation_config", "_model_config")
 

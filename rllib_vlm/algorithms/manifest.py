@@ -69,10 +69,15 @@ def require_whole(root: Path) -> None:
     found = damage(root)
     if not found:
         return
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     other = newest_whole(root.parent)
     offer = f" The newest whole one beside it is {other}." if other is not None else ""
-    raise CheckpointError(f"{root} is damaged: {'; '.join(found[:3])}{more}.{offer}")
+    raise CheckpointError(f"{root} is damaged: {in_short(found)}.{offer}")
+
+
+def in_short(found: list[str], most: int = 3) -> str:
+    """The first few lines of `damage`, and how many more there are."""
+    more = f" (and {len(found) - most} more)" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
 
 
 def newest_whole(folder: Path) -> Path | None:

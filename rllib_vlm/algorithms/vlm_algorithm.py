@@ -115,10 +115,8 @@ class VLMAlgorithm(Algorithm):
             state.rl_s += time.perf_counter() - start
         state.advance(self.config)
         if state.phase != "warm_start":
-            for (
-                kept
-            ) in self._buffers.values():  # demonstrations with their pictures, which nothing reads any more
-                kept.clear()
+            for episodes in self._buffers.values():  # with their pictures, and nothing reads them any more
+                episodes.clear()
 
     def _imitate(self) -> None:
         config, state = self.config, self.run_state

@@ -24,7 +24,7 @@ from ray.rllib.core import (
 )
 
 from rllib_vlm import registry
-from rllib_vlm.algorithms.manifest import MANIFEST, damage
+from rllib_vlm.algorithms.manifest import MANIFEST, damage, in_short
 from rllib_vlm.config.model_card import PARAMETERS_FILE, SETTINGS_FILE, Origin, card, read_origin, settings
 from rllib_vlm.config.runner import find_checkpoint
 from rllib_vlm.core.rl_module import HF_DIRECTORY, VALUE_HEAD_FILE
@@ -144,8 +144,7 @@ def _check(checkpoint: Path) -> ModelSummary:
         raise CheckpointError(f"{_MARK} is missing")
     found = damage(checkpoint) if (checkpoint / MANIFEST).is_file() else []
     if found:
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise CheckpointError("; ".join(found[:3]) + more)
+        raise CheckpointError(in_short(found))
     module = checkpoint / _MODULE
     if (module / VALUE_HEAD_FILE).exists():
         check_safetensors(module / VALUE_HEAD_FILE)

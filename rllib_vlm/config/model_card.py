@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rllib_vlm import __version__
-from rllib_vlm.algorithms.description import DESCRIPTION, GENERATION, PROMPTING
+from rllib_vlm.algorithms.agent_config import PROMPTING
+from rllib_vlm.algorithms.description import DESCRIPTION, GENERATION
 from rllib_vlm.callbacks.report import RESULTS_FILE
 from rllib_vlm.models.hf_directory import ModelSummary
 

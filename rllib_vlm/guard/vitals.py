@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rllib_vlm.callbacks.metrics import look_up
+
 _LEARNER = "learners/default_policy/"
 _NORMAL = 1.4826
 
@@ -166,9 +168,5 @@ class Monitor:
 
 
 def _number(result: Mapping[str, Any], path: str) -> float | None:
-    value: Any = result
-    for key in path.split("/"):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
+    value = look_up(result, path)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
