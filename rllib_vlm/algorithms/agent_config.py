@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 
+from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.env.slots import Deadlines
 from rllib_vlm.types import SamplingParams
@@ -76,7 +77,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_replay_ratio = 1.0
         self.warm_start_only_successes = False
         self.warm_start_time_budget_s: float | None = None
-        self.warm_start_precision = "float32"
+        self.warm_start_precision: Precision = "float32"
         self.warm_start_grounding_coeff = 0.5
         self.warm_start_grounding_updates = 0
         self.warm_start_grounding_every = 0
@@ -228,7 +229,7 @@ class AgentConfig(AlgorithmConfig):
             replay_ratio: older ones that each iteration reads beside every new one, where a buffer is kept.
             only_successes: leave out demonstrations of episodes that failed.
             time_budget_s: seconds after which the warm start ends, whatever `updates` says.
-            precision: "bfloat16" runs the model's matrix products in it (faster where the processor knows it);
+            precision: "bfloat16" runs the model's matrix products in it, "auto" where the device knows it;
                 weights and losses stay "float32". Reinforcement learning always computes as the sampler did.
             grounding_coeff: weight of telling what image tokens show, where that is, and whether the instruction
                 names it; where the expert tells (`detections`).

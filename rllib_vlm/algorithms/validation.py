@@ -12,6 +12,7 @@ from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
 from rllib_vlm.core.optimizers import Optimizer
+from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
@@ -62,8 +63,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "observation": ("vision", "text"),
         "simulator_process": ("inline", "subprocess"),
         "warm_start_mixing": ("turn", "episode"),
-        "warm_start_precision": ("float32", "bfloat16"),
-        "precision": ("float32", "bfloat16"),
+        "warm_start_precision": get_args(Precision),
+        "precision": get_args(Precision),
         "old_logprobs": ("sampler", "learner"),
         "optimizer_type": get_args(Optimizer),
         "lr_schedule": get_args(Schedule),

@@ -17,6 +17,7 @@ from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.optimizers import Optimizer
+from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.env.simulator_process import SimulatorSpec
 from rllib_vlm.env.slots import SlotPool
@@ -77,7 +78,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.lr_final_fraction = 0.0
         self.total_updates: int | None = None
         self.time_budget_s: float | None = None
-        self.precision = "float32"
+        self.precision: Precision = "float32"
         self.step_guard: dict[str, Any] = {}
         self.optimizer_type: Optimizer = "adamw"
         self.weight_decay = 0.01
@@ -225,8 +226,9 @@ class VLMAlgorithmConfig(AgentConfig):
             lr_final_fraction: of `lr`, at the end of the schedule.
             total_updates: updates after the warm start; then the run evaluates and ends.
             time_budget_s: seconds of reinforcement learning; then the run evaluates and ends.
-            precision: "bfloat16" runs the model's matrix products in it where it learns, which is faster where the
-                processor knows it; ratios to what the samplers saw are then off by about a percent.
+            precision: of matrix products where it learns. "bfloat16" puts ratios to what the samplers saw off by
+                about a percent; "auto" is that where the device multiplies it in hardware, and "float32" elsewhere,
+                where it would be many times slower.
             step_guard: limits of one optimizer step and what is done beyond them: fields of
                 `core.step_guard.StepGuard`, e.g. `{max_kl: 0.1, action: stop}`.
             optimizer_type: "adamw", or "muon" for the matrices between embeddings and heads (the rest stays with

@@ -21,6 +21,7 @@ from rllib_vlm import registry
 from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
 from rllib_vlm.batching.rows import NAME, NAMED, PLACE, Label, gather_predicting, scatter_to_tokens
 from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.precision import products
 from rllib_vlm.core.scoring import score_tokens
 from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
 from rllib_vlm.errors import ModelError
@@ -160,7 +161,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             with_entropy: also the entropy [B, L] of the distributions the tokens came from.
             with_values: also values [B, L]; by default if there is a value head.
             sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
-            precision: "bfloat16" runs the model's matrix products in it; log-probs stay float32.
+            precision: of the model's matrix products (`core.precision`); log-probs stay float32.
             with_grounding: also `GROUNDING` and `REFERRING` [B, L], where a demonstration says what image tokens show.
             with_logprobs: False leaves the language model out, and with it all but the names in `GROUNDING`.
 
@@ -168,7 +169,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             `LOGPROBS` [B, L] nats, and `ENTROPY`, `VALUES`; 0 off the sampled tokens.
         """
         mask = batch["turn_ids"] >= 0
-        with _products(batch["token_ids"].device, precision):
+        with products(batch["token_ids"].device, precision):
             if not with_logprobs:
                 embedded = self.family.embedded(_rows(batch))
             else:
@@ -217,7 +218,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """
         mask = batch["turn_ids"] >= 0
         trains = torch.is_grad_enabled() and not head_only
-        with torch.set_grad_enabled(trains), _products(batch["token_ids"].device, precision):
+        with torch.set_grad_enabled(trains), products(batch["token_ids"].device, precision):
             hidden = self.family.hidden(_rows(batch))
         return self._values(gather_predicting(hidden, mask), mask, batch)
 
@@ -363,12 +364,6 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             head = root / VALUE_HEAD_FILE
             if self.has_value_head and head.is_file():
                 self.value_head.load_state_dict(load_file(head))
-
-
-def _products(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which matrix products run in this precision."""
-    fast = precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast, cache_enabled=False)
 
 
 def _rows(batch: Mapping[str, Tensor]) -> TokenRows:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_vlm.core.loss_terms import LossSettings
+from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
 
 KLPlace = Literal["loss", "reward"]
@@ -35,7 +36,7 @@ class UpdatePlan:
     normalize_advantages: bool = False
     drop_uninformative: bool = False  # leave out rows without any advantage
     expects_credit: bool = True  # False for imitation
-    precision: str = "float32"  # of the model's matrix products in training
+    precision: Precision = "float32"  # of the model's matrix products in training
     guard: StepGuard = field(default_factory=StepGuard)
     kl_reward: float = 0.0  # a token is rewarded with -kl_reward * (logprob - reference's), nats
     reference: Reference = "copy"
