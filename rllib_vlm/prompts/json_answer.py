@@ -1,7 +1,7 @@
 """The JSON answer formats.
 
-`{"thoughts": "..", "actions": ["move_ahead", "rotate_right"]}`, and the one in which V-IRL's and similar agents first
-say what they see and which instruction is due: `{"current observation": "..", "current instruction": "..", "action": ".."}`.
+`{"thoughts": "..", "actions": ["move_ahead", "rotate_right"]}`, and V-IRL's, in which an agent first says what it sees
+and which instruction is due: `{"current observation": "..", "current instruction": "..", "action": "done"}`.
 """
 
 from __future__ import annotations

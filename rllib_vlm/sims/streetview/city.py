@@ -6,9 +6,10 @@ A city, its routes and its panoramas follow from (style, routes, seed, width) al
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,10 +31,11 @@ from rllib_vlm.sims.streetview.mapping import JSON
 from rllib_vlm.sims.streetview.mapping import write_json as write_mapping
 from rllib_vlm.sims.streetview.panorama import GridRenderer, Panorama
 from rllib_vlm.sims.streetview.routes import parse_route, write_records
+from rllib_vlm.types import Image
 
 LAYOUTS = ("equirectangular", "views")
 CITY_DEFAULTS: dict[str, Any] = {
-    "style": "nyc", "routes": 64, "seed": 0, "layout": "equirectangular", "width": 512,
+    "style": "nyc", "routes": 64, "seed": 0, "width": 512,
 }  # fmt: skip
 CITY_MOST_ROUTES = 20_000
 VISUAL_OOD = "visual_ood"
@@ -94,10 +96,9 @@ def ood_routes(routes: int) -> int:
 class CitySource:
     """Draws a city's panoramas when they are first asked for, and keeps them as the files would hold them."""
 
-    def __init__(self, city: City, layout: str) -> None:
+    def __init__(self, city: City) -> None:
         self._city = city
         self._painter = CityPainter(city.plan, city.width)
-        self._layout = layout
         self._drawn: dict[str, bytes] = {}
 
     def load(self, pano_id: str, least_width: int) -> Panorama:
@@ -111,32 +112,27 @@ class CitySource:
 
 
 @lru_cache(maxsize=8)
-def build_city(style: str, routes: int, seed: int, layout: str, width: int) -> DataSet:
-    """A city in memory; simulators of one process share it."""
+def build_city(style: str, routes: int, seed: int, width: int) -> DataSet:
+    """A city in memory, and beside it the other style for visual OOD; simulators of one process share them."""
     city = make_city(style, routes, seed, width)
-    other = partial(
-        _alone,
-        other_style(style),
-        ood_routes(routes),
-        seed,
-        "views" if layout == LAYOUTS[0] else LAYOUTS[0],
-        width,
-    )
-    return _data_set(city, layout, city.splits, {VISUAL_OOD: other})
+    other = partial(_visual_ood, other_style(style), ood_routes(routes), seed, width)
+    return _data_set(city, city.splits, {VISUAL_OOD: other})
 
 
 @lru_cache(maxsize=8)
-def _alone(style: str, routes: int, seed: int, layout: str, width: int) -> DataSet:
-    return _data_set(make_city(style, routes, seed, width), layout, {}, {})
+def _visual_ood(style: str, routes: int, seed: int, width: int) -> DataSet:
+    return _data_set(make_city(style, routes, seed, width), {}, {})
 
 
-def _data_set(city: City, layout: str, splits: Any, others: Any) -> DataSet:
+def _data_set(
+    city: City, splits: Mapping[str, list[int]], others: Mapping[str, Callable[[], DataSet]]
+) -> DataSet:
     plan = city.plan
     return DataSet(
         name=f"city {city.style}, seed {city.seed}",
         routes=[parse_route(record) for record in city.records],
         index=PanoramaIndex({plan.geocode(at): name for name, at in plan.panoramas.items()}),
-        source=CachedSource(CitySource(city, layout)),
+        source=CachedSource(CitySource(city)),
         splits=splits,
         others=others,
     )
@@ -172,28 +168,28 @@ def write_city(
         progress(done, total)
 
     _write(folder, city, layout, {**city.splits, VISUAL_OOD: VISUAL_OOD}, drawn)
-    _write(folder / VISUAL_OOD, other, "views" if layout == LAYOUTS[0] else LAYOUTS[0], None, drawn)
+    other_layout = LAYOUTS[1 - LAYOUTS.index(layout)]
+    _write(folder / VISUAL_OOD, other, other_layout, None, drawn)
 
 
-def _write(folder: Path, city: City, layout: str, splits: Any, drawn: Callable[[], None]) -> None:
+def _write(
+    folder: Path, city: City, layout: str, splits: Mapping[str, Any] | None, drawn: Callable[[], None]
+) -> None:
     views = folder / FOLDER
     views.mkdir(parents=True, exist_ok=True)
     painter = CityPainter(city.plan, city.width)
-    renderer = GridRenderer(city.width // 4)
+    side = city.width // 4
+    renderer = GridRenderer(side)
     for name, at in city.plan.panoramas.items():
-        rotation = city.rotation(name)
         if layout == "views":
             panorama = Panorama(painter.draw(at, 0.0), 0.0)
             for heading, file in zip(FACES, face_files(views, name), strict=True):
-                file.write_bytes(
-                    _jpeg(renderer.render(panorama, [heading] * 4)[: city.width // 4, : city.width // 4])
-                )
+                file.write_bytes(_jpeg(renderer.render(panorama, [heading] * 4)[:side, :side]))
         else:
             (views / f"{name}.jpg").write_bytes(city.draw(painter, name))
             latitude, longitude = city.plan.geocode(at)
-            write_json(
-                views / f"{name}.metadata.json", {"rotation": rotation, "lat": latitude, "lng": longitude}
-            )
+            metadata = {"rotation": city.rotation(name), "lat": latitude, "lng": longitude}
+            (views / f"{name}.metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
         drawn()
     write_mapping(folder / JSON, {city.plan.geocode(at): name for name, at in city.plan.panoramas.items()})
     if splits is not None:
@@ -201,7 +197,7 @@ def _write(folder: Path, city: City, layout: str, splits: Any, drawn: Callable[[
     write_records(folder / ROUTES, city.records)  # last: a folder with routes is whole
 
 
-def _jpeg(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+def _jpeg(pixels: Image) -> bytes:
     buffer = io.BytesIO()
     Pictures.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=_QUALITY)
     return buffer.getvalue()

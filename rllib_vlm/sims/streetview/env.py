@@ -83,7 +83,7 @@ class StreetView(Simulator):
 
     Args:
         data: folder of a data set.
-        city: instead of `data`, a synthetic city: style (nyc, sf), routes, seed, layout, width (of a panorama); the
+        city: instead of `data`, a synthetic city: style (nyc, sf), routes, seed, width (of a panorama); the
             default. Its pictures are drawn when they are first seen.
         mode: "fixed", or "parity" for the transitions of V-IRL as they are.
         split: where `reset` is told none.

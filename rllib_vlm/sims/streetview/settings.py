@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rllib_vlm.errors import ConfigErrors, DataError, did_you_mean
-from rllib_vlm.sims.streetview.city import CITY_DEFAULTS, CITY_MOST_ROUTES, LAYOUTS, STYLES, build_city
+from rllib_vlm.sims.streetview.city import CITY_DEFAULTS, CITY_MOST_ROUTES, STYLES, build_city
 from rllib_vlm.sims.streetview.dataset import SPLITS, DataSet, open_folder
 from rllib_vlm.sims.streetview.grading import RewardWeights, reward_weights
 from rllib_vlm.sims.streetview.rail import RailSettings
@@ -125,12 +125,13 @@ def _open(data: Any, city: Any, problems: list[str]) -> DataSet | None:
             known = ", ".join(CITY_DEFAULTS)
             problems.append(f"city has no {key!r}.{did_you_mean(str(key), CITY_DEFAULTS)} Known: {known}")
     given = {**CITY_DEFAULTS, **wishes}
-    for key, known_values in (("style", STYLES), ("layout", LAYOUTS)):
-        if given[key] not in known_values:
-            problems.append(f"city.{key}={given[key]!r} is not one of {', '.join(known_values)}")
+    if not isinstance(given["style"], str) or given["style"] not in STYLES:
+        problems.append(f"city.style={given['style']!r} is not one of {', '.join(STYLES)}")
     for key, low, high in (("routes", 10, CITY_MOST_ROUTES), ("seed", 0, 2**31 - 1), ("width", 128, 4096)):
         if not (_whole(given[key]) and low <= given[key] <= high):
             problems.append(f"city.{key}={given[key]!r} is not a whole number from {low} to {high}")
+    if _whole(given["width"]) and given["width"] % 4:
+        problems.append(f"city.width={given['width']} is not a multiple of 4, so that four views divide it")
     return None if len(problems) > before else build_city(**given)
 
 
