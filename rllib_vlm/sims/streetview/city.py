@@ -77,7 +77,7 @@ class City:
 def make_city(style: str, routes: int, seed: int, width: int = 512) -> City:
     """Plans a city large enough for so many routes."""
     rng = random.Random(f"{style}/{routes}/{seed}")
-    size = min(max(math.ceil(math.sqrt(routes / 8)) + 3, 4), 12)
+    size = min(max(math.ceil(math.sqrt(routes / 8)) + 2, 4), 12)
     plan = make_plan(STYLES[style], size, rng)
     return City(style, seed, width, plan, make_routes(plan, routes, rng))
 

@@ -24,6 +24,7 @@ _SIGHT_M = 160.0
 _ROAD_M = 6.0  # from the middle to the kerb
 _SIGN_FROM_M, _SIGN_TO_M, _FRONT_M = 3.2, 6.6, 3.0
 _SIGN_PIXELS_PER_M = 16.0
+_READABLE_M = 80.0  # farther fronts are like their neighbours
 _HAZE_M = 260.0  # distance over which houses fade into the horizon
 
 _SHOWN_DEG = (
@@ -189,6 +190,8 @@ class CityPainter:
         first = int(rows[0])
         for name in sorted(set(names) - {""}):
             columns = np.flatnonzero(named == name)
+            if distance[columns].min() > _READABLE_M:
+                continue
             kind = np.array(KINDS[name.split()[-1]], np.float32)
             up = height[first:, columns]
             front = face[first:, columns]

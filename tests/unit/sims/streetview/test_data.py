@@ -163,7 +163,7 @@ def test_every_problem_is_listed(data: Path) -> None:
     (data / "splits.json").write_text('{"train": [0, 1], "heldout": [1]}')
     problems = check_folder(data)
     for part in (
-        "route 1: no panorama within 20 m of the place 2", "route 2: init_heading 400", "route 2: milestone 1: heading 370",
+        "route 1: no panorama within 20 m of the place 2", "route 2: init_heading 400", "milestone 1: heading 370",
         "'up' is not one of", "route 2: milestone 1: a '}'", "route 3: milestone 1 has no to_next", "route 4: ",
         f"{names[0]}: neither", f"{names[1]}.metadata.json", f"{names[2]}.jpg: ", "route 1 is in heldout and in train",
     ):  # fmt: skip

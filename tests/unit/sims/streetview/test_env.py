@@ -35,7 +35,8 @@ def said(kind: str, street: StreetView) -> str:
     if kind == "malformed, no action":
         return "I would walk on."
     if kind == "malformed, right":  # a trailing comma, as in the answers the original's models learn
-        return f'{{\n  "current observation": "{seen}",\n  "current instruction": "{told}",\n  "action": "{node.action}",\n}}'
+        fields = {"current observation": seen, "current instruction": told, "action": node.action}
+        return "{\n" + "".join(f'  "{name}": "{value}",\n' for name, value in fields.items()) + "}"
     if kind == "malformed, no blank":
         return f'{{"current observation":"{seen}","action":"{node.action}",}}'
     action = node.action if kind == "right" else wrong(node.action)
