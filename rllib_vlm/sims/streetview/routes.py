@@ -135,7 +135,7 @@ def format_milestones(milestones: Sequence[Milestone]) -> str:
 def _milestones(route: Route, original: bool) -> tuple[Milestone, ...]:
     text = route.milestone_info
     blocks = text.split("}") if original else _BLOCK.findall(text)
-    found = []
+    found: list[Milestone] = []
     for block in blocks:
         fields = _fields(block)
         if not fields:
