@@ -32,7 +32,7 @@ from rllib_vlm.sims.streetview.panorama import ORIGINAL_VIEWS, TRUE_VIEWS, GridR
 from rllib_vlm.sims.streetview.rail import STOP, Node, Rail, build_rail, snap
 from rllib_vlm.sims.streetview.settings import Settings, check_settings
 from rllib_vlm.sims.streetview.words import action_names, characters, description
-from rllib_vlm.types import Image, Said
+from rllib_vlm.types import ActionSet, Image, Said
 
 _TEXT_LENGTH = 1 << 17
 _FAILED = "You failed this trial because {}"
@@ -97,6 +97,9 @@ class StreetView(Simulator):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
     reset_options: ClassVar[tuple[str, ...]] = options_.RESET_OPTIONS
+    # Of the default arguments; an instance has its own.
+    actions: ClassVar[ActionSet] = action_names(absolute=True)
+    description: ClassVar[str] = description(absolute=True, vision=True)
 
     def __init__(
         self,

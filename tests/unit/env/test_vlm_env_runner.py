@@ -224,3 +224,29 @@ def test_a_shared_module_is_not_copied():
     assert second.module is first.module
     episode = second.sample(num_episodes=1)[0]
     assert episode.get_actions()[0].policy_version == 3
+
+
+@pytest.mark.parametrize("process", ["inline", "subprocess"])
+def test_a_simulator_hears_the_answer_before_its_turn(process):
+    said = "<think><observation>a lake</observation><reasoning>why not</reasoning></think><answer>up</answer>"
+    config = tiny_config("ppo").environment("listening_lake:ListeningLake")
+    config = config.prompting(parser="grounding").generation(max_new_tokens=200).simulation(process=process)
+    runner = make_runner(config, script=[said, "<think>"])
+    heard = [info["heard"] for e in runner.sample(num_episodes=8) for info in e.get_infos()[1:]]
+    assert {h.text for h in heard} == {said, "<think>"}, "an answer that does not parse is heard too"
+    parts = next(h.parts for h in heard if h.text == said)
+    assert (parts["observation"], parts["reasoning"], parts["answer"]) == ("a lake", "why not", "up")
+
+
+def test_streets_grade_what_the_policy_says():
+    """A wrong action, and an intersection that is not there."""
+    form = '{"current observation": "You observe an intersection", "current instruction": "", "action": "%s"}'
+    street = {"city": {"routes": 10, "width": 128}, "observation": "text", "verify_iter": 3}
+    config = tiny_config("ppo").environment("streetview")
+    config.env_config = street  # none of the lake's
+    config = config.prompting(parser="json_grounding", max_actions_per_turn=1, invalid_penalty=0.0)
+    config = config.generation(max_new_tokens=200).simulation(max_turns=3)
+    runner = make_runner(config, script=[form % "stop()"])
+    for episode in runner.sample(num_episodes=3):
+        assert list(episode.get_rewards()) == [-1.5, -1.5, -1.5]
+        assert episode.is_truncated and not episode.custom_data[SUCCESS]
