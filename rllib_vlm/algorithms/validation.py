@@ -92,7 +92,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
 def _check_spans(c: VLMAlgorithmConfig) -> None:
     parser = build_parser(c.parser, **c.parser_options)
     whole = Demonstration(actions=("a",), observation="o", reasoning="r", prediction="p")
-    known = [*parser(parser.format(whole), ActionSet(("a",)), 1).spans, REST]
+    actions = ActionSet(("a",))
+    known = [*parser(parser.format(whole, actions), actions, 1).spans, REST]
     for name, weight in c.span_weights.items():
         if name not in known:
             raise UnknownNameError(f"parts of the format {c.parser!r}", name, known)

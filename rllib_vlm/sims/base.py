@@ -33,7 +33,7 @@ class Expert(Protocol):
         """The expert's next turn. An expert that gives up answers with no actions."""
 
 
-class Simulator(gym.Env[Observation, int]):
+class Simulator(gym.Env[Observation, Any]):
     """Base of every simulator.
 
     `info` after `reset` holds `instruction` (str). `info` after the last step of an episode holds
@@ -44,6 +44,10 @@ class Simulator(gym.Env[Observation, int]):
     name for the present state, by which siblings find out that they were in the same one (GiGPO), and a `state`: a
     dict of float, the same names after each reset and turn, of what tells how well things stand, seen or unseen. It
     is for baselines (`fitted_gae`), never for a policy.
+
+    Actions are names, numbered in their order for `step`, or free text (`ActionSet(fields=...)`), which `step` is
+    given as the model wrote it and reads itself: `rllib_vlm.json_object.read_object`. `action_space` then is a
+    `gym.spaces.Text`.
     """
 
     actions: ClassVar[ActionSet]
@@ -69,7 +73,7 @@ class Simulator(gym.Env[Observation, int]):
         return super().reset(seed=seed, options=options)
 
     @abstractmethod
-    def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]: ...
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]: ...
 
     def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
         """Executes several named actions as one turn; rewards add up, and the episode's end cuts the rest.
@@ -82,7 +86,8 @@ class Simulator(gym.Env[Observation, int]):
             return self.idle()
         total = 0.0
         for name in actions:
-            observation, reward, terminated, truncated, info = self.step(self.actions.index(name))
+            action = name if self.actions.is_text else self.actions.index(name)
+            observation, reward, terminated, truncated, info = self.step(action)
             total += float(reward)
             if terminated or truncated:
                 break
