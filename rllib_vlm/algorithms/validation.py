@@ -16,7 +16,7 @@ from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
-from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.data import open_demonstrations
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
 from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.policy import PolicyLoss
@@ -272,7 +272,7 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield from _curriculum(c.curriculum)
     if c.warm_start_updates and c.warm_start_demonstrations is not None:
         path = c.warm_start_demonstrations
-        yield from _attempt("warm_start_demonstrations", lambda: DemonstrationReader(path).close())
+        yield from _attempt("warm_start_demonstrations", lambda: open_demonstrations(path).close())
     if not (c.enable_rl_module_and_learner and c.enable_env_runner_and_connector_v2):
         yield "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay true"
     if c.is_multi_agent:
