@@ -150,7 +150,7 @@ def train_file(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a trial's or run's folder.")],
     episodes: Annotated[int | None, typer.Option(min=1, help="Episodes to play.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or heldout.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, heldout, or another of the simulator's.")] = None,
     overrides: Set = None,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     ray_address: Address = None,
@@ -284,7 +284,7 @@ def demos(
     ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes the folder is to hold.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the first episode; each next one counts up.")] = 0,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    split: Annotated[str, typer.Option(help="train, heldout, or another of the simulator's.")] = "train",
     max_actions: Annotated[int, typer.Option(min=1, help="Actions the expert may give per turn.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes that play.")] = 1,
     form: Annotated[
@@ -302,21 +302,20 @@ def demos(
     """Has a simulator's expert write demonstrations to disk."""
     from functools import partial
 
-    from rllib_vlm.algorithms.validation import check_simulator
+    from rllib_vlm.algorithms.validation import check_simulator, check_split
     from rllib_vlm.data.demos import collect
 
     if form not in ("folder", "llava"):
         raise RLlibVLMError(f"--format {form}: must be folder or llava")
     if prompting and form != "llava":
         raise RLlibVLMError("--prompting is for --format llava: a folder holds no prompts")
-    if split not in ("train", "heldout"):
-        raise RLlibVLMError(f"--split {split}: must be train or heldout")
     if form == "folder" and directory.exists() and not directory.is_dir():
         raise RLlibVLMError(f"{directory} is a file; give a folder")
     env_config, problems = _assignments("--set", settings)
     problems = problems or list(check_simulator(simulator, env_config))
     if problems:
         raise ConfigErrors("demos", problems)
+    check_split(simulator, split)
     make = partial(registry.resolve("simulators", simulator), **env_config)
     if form == "llava":
         from rllib_vlm.config.conversations import write_conversations

@@ -24,6 +24,7 @@ from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.prompts import build_history, build_parser
 from rllib_vlm.prompts.system import uses_instruction
+from rllib_vlm.sims.base import Simulator
 from rllib_vlm.types import ActionSet, Demonstration
 
 if TYPE_CHECKING:
@@ -157,6 +158,19 @@ def _environment(c: VLMAlgorithmConfig) -> Iterator[str]:
         for name in options if isinstance(options, dict) else ():
             if name not in known:
                 yield f"{setting}: {c.env!r} has no {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
+
+
+def check_split(simulator: Any, split: str) -> None:
+    """Refuses a split that the simulator (a name or a class) does not have.
+
+    Raises:
+        UnknownNameError: it has others.
+    """
+    if isinstance(simulator, str) and (simulator in registry.names("simulators") or ":" in simulator):
+        simulator = registry.resolve("simulators", simulator)
+    known = getattr(simulator, "splits", Simulator.splits)
+    if split not in known:
+        raise UnknownNameError("--split", split, known)
 
 
 def check_simulator(name: str, config: Any) -> Iterator[str]:

@@ -61,7 +61,7 @@ class JSONAnswer:
         if actions.is_text:
             return read_text(text, 0, end, actions, spans, strict=self.strict, verbatim=self.verbatim)
         try:
-            words = _words(read_object(text[:end], strict=self.strict), spans)
+            words = self._words(read_object(text[:end], strict=self.strict), spans)
         except (FormatError, JSONObjectError) as error:
             return ParsedAction(valid=False, reason=str(error), spans=spans)
         return read_actions(words, actions, max_actions, spans)
@@ -76,22 +76,21 @@ class JSONAnswer:
         answer["actions"] = list(demonstration.actions)
         return json.dumps(answer, ensure_ascii=False)
 
-
-def _words(members: JSONObject, spans: dict[str, tuple[int, int]]) -> list[str]:
-    for key in _THOUGHTS:
-        if key in members:
-            thoughts, start, stop = members[key]
-            if not isinstance(thoughts, str):
-                raise FormatError(f"{key!r} is a {type(thoughts).__name__}, not a string")
-            spans["think"] = (start, stop)
-            break
-    if "actions" not in members:
-        raise FormatError("no 'actions' list")
-    listed, start, stop = members["actions"]
-    if not isinstance(listed, list):
-        raise FormatError(f"'actions' is a {type(listed).__name__}, not a list")
-    spans["answer"] = (start, stop)
-    for number, word in enumerate(listed, 1):
-        if not isinstance(word, str):
-            raise FormatError(f"action {number} is a {type(word).__name__}, not a string")
-    return listed
+    def _words(self, members: JSONObject, spans: dict[str, tuple[int, int]]) -> list[str]:
+        for key in _THOUGHTS:
+            if key in members:
+                thoughts, start, stop = members[key]
+                if not isinstance(thoughts, str):
+                    raise FormatError(f"{key!r} is a {type(thoughts).__name__}, not a string")
+                spans["think"] = (start, stop)
+                break
+        if "actions" not in members:
+            raise FormatError("no 'actions' list")
+        listed, start, stop = members["actions"]
+        if not isinstance(listed, list):
+            raise FormatError(f"'actions' is a {type(listed).__name__}, not a list")
+        spans["answer"] = (start, stop)
+        for number, word in enumerate(listed, 1):
+            if not isinstance(word, str):
+                raise FormatError(f"action {number} is a {type(word).__name__}, not a string")
+        return listed

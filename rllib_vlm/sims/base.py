@@ -39,7 +39,7 @@ class Simulator(gym.Env[Observation, Any]):
     `info` after `reset` holds `instruction` (str). `info` after the last step of an episode holds
     `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode). A simulator
     whose every step has `metrics`, of the episode so far, reports episodes too that the limit of turns cuts.
-    `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
+    `options` of `reset` may hold `split` (one of `splits`) and `level` (0.0 to 1.0, how far a
     curriculum has come); the same seed and options always give the same episode. `info` may hold an `anchor`, a
     name for the present state, by which siblings find out that they were in the same one (GiGPO), and a `state`: a
     dict of float, the same names after each reset and turn, of what tells how well things stand, seen or unseen. It
@@ -52,6 +52,7 @@ class Simulator(gym.Env[Observation, Any]):
 
     actions: ClassVar[ActionSet]
     reset_options: ClassVar[tuple[str, ...] | None] = None  # names that `reset` knows; None: anything
+    splits: ClassVar[tuple[str, ...]] = ("train", "heldout")  # values of the option `split`
     description: ClassVar[str]  # for the system prompt: who acts, in what world, what each action does
 
     @classmethod

@@ -157,6 +157,8 @@ def test_demos_write_conversations(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(items[0]["conversations"][1]["value"]).keys() == {"cards", "number", "formula"}
     assert run(*asked) == 2, "never overwrites"
     assert run("demos", "cards", tmp_path / "x", "--format", "lava") == 2
+    assert run("demos", "cards", tmp_path / "x", "--split", "rule_odd") == 2
+    assert "has no 'rule_odd'. Did you mean 'rule_ood'?" in capsys.readouterr().err
     assert run("demos", "cards", tmp_path / "x", "--prompting", "template=short") == 2
 
 

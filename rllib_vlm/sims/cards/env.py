@@ -82,6 +82,7 @@ class Cards(Simulator):
         fields={"cards": ["2", "8", "3", "A"], "number": [2, 8, 3, 1], "formula": "(2-1)*3*8=24"}
     )
     reset_options: ClassVar[tuple[str, ...]] = ("split", "deal")
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     description: ClassVar[str] = (
         "You solve card puzzles. Four cards lie on the table. Say which cards you see, which numbers they count as, "
         "and a formula of these numbers that makes the target, with each number used exactly once. "
