@@ -150,7 +150,7 @@ def train_file(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a trial's or run's folder.")],
     episodes: Annotated[int | None, typer.Option(min=1, help="Episodes to play.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or heldout.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, heldout, or another of the simulator's.")] = None,
     overrides: Set = None,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     ray_address: Address = None,
@@ -278,12 +278,22 @@ def list_names(
 @app.command()
 def demos(
     simulator: Annotated[str, typer.Argument(help="Simulator, or package.module:Class.")],
-    directory: Annotated[Path, typer.Argument(help="Folder to fill; an interrupted one is continued.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(help="Folder to fill; an interrupted one is continued. Or the JSON file of llava."),
+    ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes the folder is to hold.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the first episode; each next one counts up.")] = 0,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    split: Annotated[str, typer.Option(help="train, heldout, or another of the simulator's.")] = "train",
     max_actions: Annotated[int, typer.Option(min=1, help="Actions the expert may give per turn.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes that play.")] = 1,
+    form: Annotated[
+        str, typer.Option("--format", help="folder, or llava: conversations in one JSON file.")
+    ] = "folder",
+    prompting: Annotated[
+        list[str] | None,
+        typer.Option("--prompting", metavar="KEY=VALUE", help="What llava's humans say: template=short."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A keyword of the simulator. Repeatable."),
@@ -292,28 +302,34 @@ def demos(
     """Has a simulator's expert write demonstrations to disk."""
     from functools import partial
 
-    from rllib_vlm.algorithms.validation import check_simulator
-    from rllib_vlm.config.document import parse_yaml
+    from rllib_vlm.algorithms.validation import check_simulator, check_split
     from rllib_vlm.data.demos import collect
 
-    if split not in ("train", "heldout"):
-        raise RLlibVLMError(f"--split {split}: must be train or heldout")
-    if directory.exists() and not directory.is_dir():
+    if form not in ("folder", "llava"):
+        raise RLlibVLMError(f"--format {form}: must be folder or llava")
+    if prompting and form != "llava":
+        raise RLlibVLMError("--prompting is for --format llava: a folder holds no prompts")
+    if form == "folder" and directory.exists() and not directory.is_dir():
         raise RLlibVLMError(f"{directory} is a file; give a folder")
-    env_config: dict[str, Any] = {}
-    problems: list[str] = []
-    for setting in settings or ():
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise RLlibVLMError(f"--set {setting}: write it as key=value")
-        value = parse_yaml(text, f"--set {key}")
-        problems += value.errors
-        env_config[key] = value.data
+    env_config, problems = _assignments("--set", settings)
     problems = problems or list(check_simulator(simulator, env_config))
     if problems:
         raise ConfigErrors("demos", problems)
+    check_split(simulator, split)
+    make = partial(registry.resolve("simulators", simulator), **env_config)
+    if form == "llava":
+        from rllib_vlm.config.conversations import write_conversations
+
+        values, problems = _assignments("--prompting", prompting)
+        if problems:
+            raise ConfigErrors("demos", problems)
+        written = write_conversations(
+            make, directory, values, episodes=episodes, seed=seed, split=split, max_actions=max_actions
+        )
+        typer.echo(f"{directory}: {written} conversations of {episodes} episodes")
+        return
     manifest = collect(
-        partial(registry.resolve("simulators", simulator), **env_config),
+        make,
         directory,
         simulator=simulator,
         episodes=episodes,
@@ -327,6 +343,22 @@ def demos(
     typer.echo(
         f"{directory}: {manifest.episodes} episodes, {manifest.turns} turns, {manifest.successes} solved"
     )
+
+
+def _assignments(option: str, given: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """The values of `KEY=VALUE`s, in YAML, and what is wrong with them."""
+    from rllib_vlm.config.document import parse_yaml
+
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for each in given or ():
+        key, separator, text = each.partition("=")
+        if not separator:
+            raise RLlibVLMError(f"{option} {each}: write it as key=value")
+        value = parse_yaml(text, f"{option} {key}")
+        problems += value.errors
+        values[key] = value.data
+    return values, problems
 
 
 def _run(

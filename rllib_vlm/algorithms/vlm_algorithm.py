@@ -42,7 +42,7 @@ from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
-from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
 from rllib_vlm.errors import CheckpointError, SimulatorError
@@ -265,7 +265,7 @@ class VLMAlgorithm(Algorithm):
 
     def _recorded(self, path: str, count: int) -> list[SingleAgentEpisode]:
         """The next `count` recorded episodes, in a new random order each time all were read."""
-        with DemonstrationReader(path) as reader:
+        with open_demonstrations(path) as reader:
             where = reader.successes() if self.config.warm_start_only_successes else reader.indices
         indices = np.array(where, np.int64)
         cursor, size = self.run_state.demonstration_cursor, len(indices)

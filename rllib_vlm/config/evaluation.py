@@ -13,6 +13,7 @@ from ray.tune.utils.util import flatten_dict
 
 from rllib_vlm.algorithms.description import DESCRIPTION
 from rllib_vlm.algorithms.manifest import MANIFEST, require_whole
+from rllib_vlm.algorithms.validation import check_split
 from rllib_vlm.config.document import Document, Mark
 from rllib_vlm.config.overrides import parse_overrides
 from rllib_vlm.config.sections import apply_sections, sections
@@ -52,10 +53,9 @@ def evaluate_checkpoint(
 
 def _choose_split(config: Any, split: str) -> None:
     """Evaluation plays held-out tasks; `options` of `reset` may say otherwise, and go first."""
-    if split not in ("train", "heldout"):
-        raise RLlibVLMError(f"--split {split}: must be train or heldout")
     if "simulation" not in sections(type(config)):
         raise RLlibVLMError(f"--split: {type(config).__name__} has no splits to choose from")
+    check_split(config.env, split)
     options = {**config.reset_options, "split": split}
     config.evaluation(evaluation_config={**(config.evaluation_config or {}), "reset_options": options})
 

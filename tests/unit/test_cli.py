@@ -147,6 +147,21 @@ def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run("demos", "frozen_lak", folder) == 2
 
 
+def test_demos_write_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "cards.json"
+    asked = ("demos", "cards", file, "--format", "llava", "--episodes", 3, "--set", "observation=text")
+    assert run(*asked, "--prompting", "template=short") == 0
+    assert "3 conversations" in capsys.readouterr().out
+    items = json.loads(file.read_text())
+    assert [m["from"] for m in items[0]["conversations"]] == ["human", "gpt"]
+    assert json.loads(items[0]["conversations"][1]["value"]).keys() == {"cards", "number", "formula"}
+    assert run(*asked) == 2, "never overwrites"
+    assert run("demos", "cards", tmp_path / "x", "--format", "lava") == 2
+    assert run("demos", "cards", tmp_path / "x", "--split", "rule_odd") == 2
+    assert "has no 'rule_odd'. Did you mean 'rule_ood'?" in capsys.readouterr().err
+    assert run("demos", "cards", tmp_path / "x", "--prompting", "template=short") == 2
+
+
 @pytest.mark.parametrize("folder", ["", "nowhere", "."])
 def test_resume_of_what_is_no_run_is_refused_before_ray_starts(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
