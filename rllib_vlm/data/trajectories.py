@@ -39,9 +39,13 @@ def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
         OSError: the disk is full or fails.
     """
     # Level 1 of zstd takes rendered pictures to a fraction of their size faster than most disks write.
-    with pq.ParquetWriter(
-        path, _SCHEMA, compression="zstd", compression_level=1, use_dictionary=False
-    ) as writer:
+    options = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "write_page_checksum": True,
+    }
+    with pq.ParquetWriter(path, _SCHEMA, **options) as writer:
         for start in range(0, len(trajectories), _AT_ONCE):
             rows = [_to_row(trajectory) for trajectory in trajectories[start : start + _AT_ONCE]]
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
@@ -54,7 +58,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
         DataError: the file is torn, or holds something else.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(_SCHEMA):
                 raise DataError(f"{path} holds no trajectories: its columns are {file.schema_arrow.names}")
             for batch in file.iter_batches(_AT_ONCE):
