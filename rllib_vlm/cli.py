@@ -57,6 +57,7 @@ Stop = Annotated[
 NumSamples = Annotated[int | None, typer.Option(min=1, help="Trials to draw from the search space.")]
 Storage = Annotated[str, typer.Option(help="Folder (or cloud URI) in which run folders are made.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run folder; by default experiment and time.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run --name and all that is in it.")]
 Address = Annotated[
     str | None, typer.Option("--ray-address", help="Cluster to join: auto, HOST:PORT or ray://HOST:PORT.")
 ]
@@ -92,6 +93,7 @@ def train(
     num_samples: NumSamples = None,
     storage: Storage = "results",
     name: Name = None,
+    overwrite: Overwrite = False,
     ray_address: Address = None,
     num_cpus: Cpus = None,
     dashboard: Dashboard = False,
@@ -107,7 +109,13 @@ def train(
 
     quiet()
     experiment = from_names(run, env, overrides=overrides or (), stop=stop or (), num_samples=num_samples)
-    _run([experiment], storage=storage, name=name, cluster=(ray_address, num_cpus, dashboard))
+    _run(
+        [experiment],
+        storage=storage,
+        name=name,
+        overwrite=overwrite,
+        cluster=(ray_address, num_cpus, dashboard),
+    )
 
 
 @train_app.command("file")
@@ -119,13 +127,16 @@ def train_file(
     num_samples: NumSamples = None,
     storage: Storage = "results",
     name: Name = None,
+    overwrite: Overwrite = False,
     ray_address: Address = None,
     num_cpus: Cpus = None,
     dashboard: Dashboard = False,
 ) -> None:
     """Runs every experiment of a file, one after the other."""
-    if resume is not None and (overrides or stop or num_samples or name):
-        raise typer.BadParameter("a resumed run keeps its --set, --stop, --num-samples and --name")
+    if resume is not None and overwrite:
+        raise typer.BadParameter("a run is resumed (--resume) or replaced (--overwrite), not both")
+    if resume is not None and (num_samples or name):
+        raise typer.BadParameter("a resumed run keeps its --num-samples and --name")
     from rllib_vlm.config.loader import load
 
     quiet()
@@ -141,7 +152,9 @@ def train_file(
         experiments,
         storage=storage,
         name=name,
+        overwrite=overwrite,
         resume=resume,
+        longer=(stop or (), overrides or ()),
         cluster=(ray_address, num_cpus, dashboard),
     )
 
@@ -157,12 +170,14 @@ def evaluate(
     num_cpus: Cpus = None,
 ) -> None:
     """Plays episodes with a checkpoint's policy; prints a table, and JSON as the last line."""
-    from rllib_vlm.config import runner
-    from rllib_vlm.config.evaluation import evaluate_checkpoint
+    quiet()
+    from rllib_vlm.config import evaluation, runner
+    from rllib_vlm.config.checkpoints import find_checkpoint
 
-    folder = runner.find_checkpoint(checkpoint)
+    folder = find_checkpoint(checkpoint)
+    prepared = evaluation.prepare(folder, episodes=episodes, split=split, overrides=overrides or ())
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
-    metrics = evaluate_checkpoint(folder, episodes=episodes, split=split, overrides=overrides or ())
+    metrics = prepared.run()
     table = Table("metric", "value")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -366,20 +381,31 @@ def _run(
     *,
     storage: str,
     name: str | None,
+    overwrite: bool = False,
     resume: str | None = None,
+    longer: tuple[Sequence[str], Sequence[str]] = ((), ()),
     cluster: tuple[str | None, int | None, bool],
 ) -> None:
-    from rllib_vlm.config import runner
+    from rllib_vlm.config import resuming, runner
 
-    if resume is not None:
-        runner.resumable(resume)  # before Ray takes its seconds to start
+    names = [
+        name if name is None or len(experiments) == 1 else f"{name}_{i}" for i in range(len(experiments))
+    ]
+    length = None
+    if resume is not None:  # what is to be refused is, before Ray takes its seconds to start
+        length = resuming.length_of(*longer)
+        runner.resumable(resume)
+    else:
+        for own_name in names:
+            runner.claim(storage, own_name, overwrite=overwrite)
     address, num_cpus, dashboard = cluster
     runner.start_ray(address=address, num_cpus=num_cpus, dashboard=dashboard)
     results: list[Path] = []
     failed = False
-    for i, experiment in enumerate(experiments):
-        own_name = name if name is None or len(experiments) == 1 else f"{name}_{i}"
-        outcome = runner.run(experiment, storage=storage, name=own_name, resume=resume)
+    for experiment, own_name in zip(experiments, names, strict=True):
+        outcome = runner.run(
+            experiment, storage=storage, name=own_name, resume=resume, overwrite=overwrite, length=length
+        )
         for failure in outcome.failures:
             typer.echo(f"trial failed: {failure}", err=True)
         failed = failed or bool(outcome.failures)

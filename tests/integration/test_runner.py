@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from rllib_vlm.config import runner
-from rllib_vlm.config.evaluation import evaluate_checkpoint
+from rllib_vlm.config.checkpoints import find_checkpoint
+from rllib_vlm.config.evaluation import prepare
 from rllib_vlm.config.loader import load
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
@@ -115,18 +116,16 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
     with pytest.raises(RLlibVLMError, match="every trial of this run is finished"):
         runner.run(again, resume=tmp_path / "run")
 
-    checkpoint = runner.find_checkpoint(tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run")
     assert checkpoint.parent == results.parent
-    assert runner.find_checkpoint(results.parent) == checkpoint == runner.find_checkpoint(checkpoint)
-    metrics = evaluate_checkpoint(
-        checkpoint, episodes=3, overrides=["evaluation.evaluation_num_env_runners=0"]
-    )
+    assert find_checkpoint(results.parent) == checkpoint == find_checkpoint(checkpoint)
+    metrics = prepare(checkpoint, episodes=3, overrides=["evaluation.evaluation_num_env_runners=0"]).run()
     assert metrics["env_runners/num_episodes"] == 3
     json.dumps(metrics)
     with pytest.raises(ConfigErrors, match="Did you mean 'evaluation_interval'"):
-        evaluate_checkpoint(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
+        prepare(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
     with pytest.raises(RLlibVLMError, match="no splits"):
-        evaluate_checkpoint(checkpoint, split="train")
+        prepare(checkpoint, split="train")
 
 
 def test_trackers_named_in_the_file_log_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
