@@ -7,6 +7,7 @@ rllib export results/spoc_2026-01-31_12-00-00 exported/spoc
 rllib diagnose results/spoc_2026-01-31_12-00-00
 rllib validate tuned_examples/*.yaml
 rllib example list
+rllib data city --style nyc --routes 1000 cities/nyc
 
 torch and ray are loaded inside the commands that need them, so help and refusals come at once.
 """
@@ -26,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rllib_vlm import __version__, registry
+from rllib_vlm.config.data_commands import data_app
 from rllib_vlm.config.quiet import quiet
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
@@ -43,6 +45,7 @@ train_app = typer.Typer(help="Runs an experiment file, or an algorithm's default
 example_app = typer.Typer(help="The tuned examples that ship with the package.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(example_app, name="example")
+app.add_typer(data_app, name="data")
 
 Set = Annotated[
     list[str] | None,

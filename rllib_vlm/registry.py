@@ -19,6 +19,7 @@ SIMULATORS = {
     "spoc": "rllib_vlm.sims.household.env:Household",
     "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
     "cards": "rllib_vlm.sims.cards.env:Cards",
+    "streetview": "rllib_vlm.sims.streetview.env:StreetView",
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
@@ -44,6 +45,7 @@ PARSERS = {
     "worldmodeling": "rllib_vlm.prompts.tagged:WorldModeling",
     "grounding_worldmodeling": "rllib_vlm.prompts.tagged:GroundingWorldModeling",
     "json": "rllib_vlm.prompts.json_answer:JSONAnswer",
+    "json_grounding": "rllib_vlm.prompts.json_answer:JSONGrounding",
 }
 HISTORIES = {
     "full": "rllib_vlm.prompts.history:Full",

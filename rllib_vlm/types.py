@@ -136,6 +136,14 @@ class ParsedAction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """An answer as its words, for simulators that grade more of it than its actions."""
+
+    text: str  # without stop tokens and blanks at its end
+    parts: Mapping[str, str] = field(default_factory=dict)  # by the names of `ParsedAction.spans`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
     """What one image shows in one place."""
 

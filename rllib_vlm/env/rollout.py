@@ -28,7 +28,8 @@ from rllib_vlm.core.columns import FINAL_PROMPT, GROUP, METRICS, SUCCESS, TASK_S
 from rllib_vlm.env.slots import SlotFailure, SlotPool, SlotStep
 from rllib_vlm.env.tasks import GroupQueue, Member
 from rllib_vlm.errors import SimulatorError
-from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, SamplingParams, Turn
+from rllib_vlm.prompts.answer import STOP_TOKENS, answer_end
+from rllib_vlm.types import Completion, Demonstration, ParsedAction, Prompt, Said, SamplingParams, Turn
 
 Mixing = Literal["turn", "episode"]
 EventHook = Callable[[str, SingleAgentEpisode, int], None]
@@ -342,7 +343,14 @@ class Rollout:
         parsed = self._parse(answers, [play.episode for play in plays])
         for slot, play, meaning in zip(slots, plays, parsed, strict=True):
             play.parsed = meaning
-            self._pool.turn(slot, meaning.actions if meaning.valid else ())
+            said = _said(play.answer, meaning) if play.answer is not None else None
+            self._pool.turn(slot, meaning.actions if meaning.valid else (), said)
+
+
+def _said(answer: Completion, meaning: ParsedAction) -> Said:
+    """An answer in words: what is left without the chat format's tokens, and the parts the parser found."""
+    text = answer.text[: answer_end(answer.text, STOP_TOKENS)]
+    return Said(text=text, parts={name: text[start:stop] for name, (start, stop) in meaning.spans.items()})
 
 
 def _anchor(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ It loads no torch and no Ray. Requests and replies are tuples whose first item i
     parent -> child   (factory,)                                      once, at the start
     child  -> parent  ("ready", SimulatorSpec)
     parent -> child   ("reset", seed, options, expert_max_actions)    0 asks for no expert
-    parent -> child   ("turn", actions)
+    parent -> child   ("turn", actions, Said or None)
     child  -> parent  ("reset" | "turn", SlotStep)   or   ("error", text)
 """
 
@@ -24,7 +24,7 @@ import gymnasium as gym
 
 from rllib_vlm import registry
 from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
-from rllib_vlm.types import ActionSet, Demonstration
+from rllib_vlm.types import ActionSet, Demonstration, Said
 
 _PARENT_CHECK_S = 1.0
 
@@ -94,8 +94,10 @@ class SimulatorHost:
         wall_s = time.perf_counter() - start
         return SlotStep(observation=observation, info=info, demonstration=demonstration, wall_s=wall_s)
 
-    def turn(self, actions: Sequence[str]) -> SlotStep:
+    def turn(self, actions: Sequence[str], said: Said | None = None) -> SlotStep:
         start = time.perf_counter()
+        if said is not None:
+            self.simulator.hear(said)
         observation, reward, terminated, truncated, info = self.simulator.turn(actions)
         demonstration = None if terminated or truncated else self._demonstrate()
         return SlotStep(

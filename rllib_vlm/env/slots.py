@@ -26,6 +26,7 @@ import gymnasium as gym
 
 from rllib_vlm.env.simulator_process import SimulatorFactory, SimulatorHost, SimulatorSpec, SlotStep
 from rllib_vlm.errors import SimulatorError
+from rllib_vlm.types import Said
 
 SimulatorProcess = Literal["inline", "subprocess"]
 _CLOSE_S = 1.0
@@ -313,9 +314,9 @@ class SlotPool:
         """Starts an episode. `expert_max_actions` above 0 has the expert answer every visited state."""
         self._slots[slot].submit("reset", seed, options or {}, expert_max_actions)
 
-    def turn(self, slot: int, actions: Sequence[str]) -> None:
-        """Plays a turn; no actions is an idle one."""
-        self._slots[slot].submit("turn", tuple(actions))
+    def turn(self, slot: int, actions: Sequence[str], said: Said | None = None) -> None:
+        """Plays a turn; no actions is an idle one. `said` is the answer they come from, for who grades its words."""
+        self._slots[slot].submit("turn", tuple(actions), said)
 
     def cancel(self, slot: int) -> None:
         """Forgets the request under way in a slot."""

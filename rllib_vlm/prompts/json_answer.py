@@ -1,4 +1,9 @@
-"""The JSON answer format: `{"thoughts": "..", "actions": ["move_ahead"]}`, or the object that free text is."""
+"""The JSON answer formats.
+
+`{"thoughts": "..", "actions": ["move_ahead"]}`, or the object that free text is; and V-IRL's, in which an agent first
+says what it sees and which instruction is due: `{"current observation": "..", "current instruction": "..",
+"action": "done"}`.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +99,58 @@ class JSONAnswer:
             if not isinstance(word, str):
                 raise FormatError(f"action {number} is a {type(word).__name__}, not a string")
         return listed
+
+
+class JSONGrounding(JSONAnswer):
+    """One JSON object that says what is seen, which instruction is due, and one action.
+
+    `action` is a name, or a list of names where a turn has several. Further keys are allowed and ignored, and only
+    `action` is required. Spans: "observation", "reasoning" (the instruction) and "answer", quotes included.
+    """
+
+    def instructions(self, actions: ActionSet, max_actions: int) -> str:
+        """The format in words. Its second line is itself an answer in the format."""
+        if actions.is_text:
+            return super().instructions(actions, max_actions)
+        form = self.format(
+            Demonstration(
+                actions=actions.names[: min(2, max_actions)],
+                observation="what you see",
+                reasoning="the instruction to carry out now",
+            ),
+            actions,
+        )
+        many = (
+            "is exactly one action"
+            if max_actions == 1
+            else f"is one action, or a list of up to {max_actions}"
+        )
+        return f'Answer with one JSON object and nothing else, in this form:\n{form}\n"action" {many}.'
+
+    def format(self, demonstration: Demonstration, actions: ActionSet) -> str:
+        """The expert's answer. One without actions (it gave up) is written, but parses as empty."""
+        if actions.is_text:
+            return super().format(demonstration, actions)
+        one = len(demonstration.actions) == 1
+        answer = {
+            "current observation": demonstration.observation,
+            "current instruction": demonstration.reasoning,
+            "action": demonstration.actions[0] if one else list(demonstration.actions),
+        }
+        return json.dumps(answer, ensure_ascii=False)
+
+    def _words(self, members: JSONObject, spans: dict[str, tuple[int, int]]) -> list[str]:
+        for key, part in (("current observation", "observation"), ("current instruction", "reasoning")):
+            if key in members:
+                said, start, stop = members[key]
+                if not isinstance(said, str):
+                    raise FormatError(f"{key!r} is a {type(said).__name__}, not a string")
+                spans[part] = (start, stop)
+        if "action" not in members:
+            raise FormatError("no 'action'")
+        value, start, stop = members["action"]
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise FormatError(f"'action' is a {type(value).__name__}, neither a string nor a list of strings")
+        spans["answer"] = (start, stop)
+        return words

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.types import ActionSet, Demonstration
+from rllib_vlm.types import ActionSet, Demonstration, Said
 
 Info = dict[str, Any]
 
@@ -75,6 +75,12 @@ class Simulator(gym.Env[Observation, Any]):
 
     @abstractmethod
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]: ...
+
+    def hear(self, said: Said) -> None:
+        """Called before the turn of an answer, with the answer's own words. Those who grade actions alone ignore it.
+
+        Not every turn has an answer: an expert's actions may come without one.
+        """
 
     def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
         """Executes several named actions as one turn; rewards add up, and the episode's end cuts the rest.

@@ -18,7 +18,7 @@ ACTIONS = ActionSet(
     aliases={"moveahead": "move_ahead", "m": "move_ahead"},
 )
 NAMES = sorted(registry.PARSERS)
-TAGGED = [name for name in NAMES if name != "json"]
+TAGGED = [name for name in NAMES if not name.startswith("json")]
 
 FRAGMENTS = st.sampled_from(
     [
@@ -153,6 +153,9 @@ def test_the_form_shown_to_the_model_is_an_answer_the_parser_accepts(name: str, 
         ("json", 'ok {"actions": ["done"]}', "text before '{': 'ok'"),
         ("json", '{"actions": ["done"], "actions": ["done"]}', "the key 'actions' stands twice"),
         ("json", '{"thoughts": 3, "actions": ["done"]}', "'thoughts' is a int, not a string"),
+        ("json_grounding", '{"current observation": "a"}', "no 'action'"),
+        ("json_grounding", '{"action": 3}', "'action' is a int, neither a string nor a list of strings"),
+        ("json_grounding", '{"current observation": 3, "action": "done"}', "'current observation' is a int, not a string"),
     ],
 )
 def test_an_invalid_answer_has_no_actions_and_a_precise_reason(name: str, text: str, reason: str) -> None:
@@ -340,3 +343,18 @@ def test_an_action_set_has_names_or_fields() -> None:
         ActionSet(names=("left",), fields={"go": "left"})
     assert TEXT_ACTIONS.is_text and TEXT_ACTIONS.resolve(" Go ") == " Go "
     assert not ACTIONS.is_text
+
+
+def test_json_grounding_reads_the_original_form_with_its_trailing_comma() -> None:
+    text = (
+        '{\n  "current observation": "a lake; You observe an intersection",\n'
+        '  "current instruction": "Turn left.",\n  "action": "done",\n}'
+    )
+    parsed = build_parser("json_grounding")(text, ACTIONS, 1)
+    assert parsed.valid and parsed.actions == ("done",)
+    said = {name: text[start:stop] for name, (start, stop) in parsed.spans.items()}
+    assert said == {
+        "observation": '"a lake; You observe an intersection"',
+        "reasoning": '"Turn left."',
+        "answer": '"done"',
+    }
