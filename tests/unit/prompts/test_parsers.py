@@ -155,7 +155,11 @@ def test_the_form_shown_to_the_model_is_an_answer_the_parser_accepts(name: str, 
         ("json", '{"thoughts": 3, "actions": ["done"]}', "'thoughts' is a int, not a string"),
         ("json_grounding", '{"current observation": "a"}', "no 'action'"),
         ("json_grounding", '{"action": 3}', "'action' is a int, neither a string nor a list of strings"),
-        ("json_grounding", '{"current observation": 3, "action": "done"}', "'current observation' is a int, not a string"),
+        (
+            "json_grounding",
+            '{"current observation": 3, "action": "done"}',
+            "'current observation' is a int, not a string",
+        ),
     ],
 )
 def test_an_invalid_answer_has_no_actions_and_a_precise_reason(name: str, text: str, reason: str) -> None:
