@@ -1,8 +1,13 @@
-"""Finds the checkpoint that a path on the command line means."""
+"""Which checkpoint a path on the command line means, and which of a trial's are kept."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
+from ray.tune.utils.util import flatten_dict
 
 from rllib_vlm.algorithms.description import DESCRIPTION
 from rllib_vlm.algorithms.manifest import MANIFEST, offer, require_whole
@@ -62,3 +67,28 @@ def check(folder: Path) -> bool:
     if ours:
         require_whole(folder)
     return ours
+
+
+class BestCheckpoints(_CheckpointManager):
+    """Tune's book of a trial's checkpoints, which keeps the best by any metric of a result.
+
+    Tune's own looks for `checkpoint_score_attribute` at the top of a result only, where `evaluation/success_rate` never
+    is, and takes a checkpoint without the metric for the best there is. Here such a one is the worst.
+    """
+
+    @classmethod
+    def of(cls, manager: _CheckpointManager) -> BestCheckpoints:
+        """One that knows what `manager` does."""
+        new = cls(manager.checkpoint_config)
+        new._checkpoint_results = list(manager._checkpoint_results)  # noqa: SLF001
+        new._latest_checkpoint_result = manager.latest_checkpoint_result
+        return new
+
+    def register_checkpoint(self, checkpoint_result: _TrainingResult) -> None:
+        metric = self.checkpoint_config.checkpoint_score_attribute
+        if metric is not None and metric not in checkpoint_result.metrics:
+            score = flatten_dict(checkpoint_result.metrics).get(metric, math.nan)
+            checkpoint_result = _TrainingResult(
+                checkpoint=checkpoint_result.checkpoint, metrics={**checkpoint_result.metrics, metric: score}
+            )
+        super().register_checkpoint(checkpoint_result)

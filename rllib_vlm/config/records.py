@@ -13,6 +13,7 @@ from ray.tune import Callback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.utils.util import SafeFallbackEncoder
 
+from rllib_vlm.config.checkpoints import BestCheckpoints
 from rllib_vlm.files import append_json_line, or_go_on, write_text
 
 NOTES = ".notes.json"  # in a run's folder: Tune's notes of its trials, whole at any time
@@ -46,16 +47,22 @@ class Records(JsonLoggerCallback):
 
 
 class KeepFiles(Callback):
-    """Moves what was written last into the trials' folders, where all lie on this machine.
+    """Keeps the checkpoints that are to be kept, Tune's notes whole, and what was written last.
 
-    Ray copies a trial's own files (`SyncConfig.sync_artifacts`) now and then and with every checkpoint, and
-    loggers' files with its own; what is written after that, such as the end of an offline tracker's run, would stay
-    in Ray's temporary folder. Comes after the loggers, which close theirs first. Ray also copies its notes of the
-    run to where they stand; killed meanwhile, it leaves half of them. So there is another copy, which is whole.
+    What was written last is moved into the trials' folders, where all lie on this machine. Ray copies a trial's own
+    files (`SyncConfig.sync_artifacts`) now and then and with every checkpoint, and loggers' files with its own; what
+    is written after that, such as the end of an offline tracker's run, would stay in Ray's temporary folder. Comes
+    after the loggers, which close theirs first. Ray also copies its notes of the run to where they stand; killed
+    meanwhile, it leaves half of them. So there is another copy, which is whole.
     """
 
     def __init__(self) -> None:
         self._noted_ns = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        book = trial.run_metadata.checkpoint_manager
+        if not isinstance(book, BestCheckpoints):
+            trial.run_metadata.checkpoint_manager = BestCheckpoints.of(book)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -17,13 +17,13 @@ from typing import Any
 
 from ray import tune
 from ray.air.constants import EXPR_RESULT_FILE
-from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment.trial import Trial
 from ray.tune.utils.serialization import TuneFunctionDecoder, TuneFunctionEncoder
 
 from rllib_vlm.algorithms.description import DESCRIPTION
 from rllib_vlm.algorithms.manifest import damage, in_short
+from rllib_vlm.config.checkpoints import BestCheckpoints
 from rllib_vlm.config.overrides import parse_overrides, parse_stop
 from rllib_vlm.config.progress import MetricStopper
 from rllib_vlm.config.records import NOTES, numbered
@@ -186,7 +186,7 @@ def _adopt(trial: Trial, folder: Path) -> list[str]:
         raise CheckpointError(
             "; ".join(damaged or [f"the checkpoints of {folder} are gone"]) + ". No other is whole."
         )
-    adopted = _CheckpointManager(manager.checkpoint_config)
+    adopted = BestCheckpoints(manager.checkpoint_config)
     lines = dict(numbered(folder / EXPR_RESULT_FILE)) if (folder / EXPR_RESULT_FILE).is_file() else {}
     filesystem = trial.storage.storage_filesystem
     for place in whole:

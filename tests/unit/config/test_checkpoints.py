@@ -9,11 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ray import tune
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
 
 from rllib_vlm import cli
 from rllib_vlm.algorithms.description import DESCRIPTION
 from rllib_vlm.algorithms.manifest import MANIFEST, damage, write_manifest
-from rllib_vlm.config.checkpoints import MARK, check, find_checkpoint
+from rllib_vlm.config.checkpoints import MARK, BestCheckpoints, check, find_checkpoint
 from rllib_vlm.errors import CheckpointError, RLlibVLMError
 
 
@@ -165,3 +168,27 @@ def test_a_whole_folder_of_something_else_is_not_loaded(tmp_path: Path, capsys: 
     assert check(foreign) is False
     assert run("evaluate", foreign) == 2
     assert "is not an algorithm's checkpoint of this RLlib" in capsys.readouterr().err
+
+
+def kept_by(book: BestCheckpoints, folder: Path, results: list[dict]) -> list[int]:
+    for number, metrics in enumerate(results):
+        place = checkpoint(folder / f"checkpoint_{number:06d}")
+        book.register_checkpoint(_TrainingResult(tune.Checkpoint.from_directory(str(place)), metrics))
+    return sorted(int(place.name[-6:]) for place in folder.iterdir())
+
+
+def test_the_best_are_kept_by_a_metric_anywhere_in_a_result(tmp_path: Path):
+    rates = [0.2, 0.9, None, 0.5, 0.7, float("nan"), 0.1]
+    results = [{} if rate is None else {"evaluation": {"success_rate": rate}} for rate in rates]
+    config = tune.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="evaluation/success_rate")
+    # Two best, and the newest to go on from.
+    assert kept_by(BestCheckpoints(config), tmp_path / "a", results) == [1, 4, 6]
+    fewest = tune.CheckpointConfig(
+        num_to_keep=1, checkpoint_score_attribute="evaluation/success_rate", checkpoint_score_order="min"
+    )
+    assert kept_by(BestCheckpoints(fewest), tmp_path / "b", results[:6]) == [0, 5]
+    newest = tune.CheckpointConfig(num_to_keep=3)
+    first = _CheckpointManager(newest)
+    assert kept_by(first, tmp_path / "c", results[:2]) == [0, 1]
+    assert BestCheckpoints.of(first).latest_checkpoint_result is first.latest_checkpoint_result
+    assert kept_by(BestCheckpoints(newest), tmp_path / "d", results) == [4, 5, 6]
