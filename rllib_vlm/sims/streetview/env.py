@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import operator
 import random
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from rllib_vlm.errors import DataError, SimulatorError, UnknownNameError, did_you_mean
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.sims.streetview import settings as options_
-from rllib_vlm.sims.streetview.dataset import SPLITS, DataSet
-from rllib_vlm.sims.streetview.geo import COMPASS, Geocode
+from rllib_vlm.sims.streetview.dataset import SPLITS
+from rllib_vlm.sims.streetview.expert import StreetExpert
+from rllib_vlm.sims.streetview.geo import Geocode
 from rllib_vlm.sims.streetview.grading import (
     Answer,
     Grade,
@@ -27,23 +27,15 @@ from rllib_vlm.sims.streetview.grading import (
     grade,
     grade_original,
 )
-from rllib_vlm.sims.streetview.history import describe, original_sequence, sequence
+from rllib_vlm.sims.streetview.history import original_sequence, sequence
 from rllib_vlm.sims.streetview.panorama import ORIGINAL_VIEWS, TRUE_VIEWS, GridRenderer
-from rllib_vlm.sims.streetview.rail import FORWARD, RELATIVE, STOP, Node, Rail, build_rail, snap
+from rllib_vlm.sims.streetview.rail import STOP, Node, Rail, build_rail, snap
 from rllib_vlm.sims.streetview.settings import Settings, check_settings
-from rllib_vlm.sims.streetview.words import description
-from rllib_vlm.types import ActionSet, Demonstration, Image, Said
+from rllib_vlm.sims.streetview.words import action_names, characters, description
+from rllib_vlm.types import Image, Said
 
 _TEXT_LENGTH = 1 << 17
 _FAILED = "You failed this trial because {}"
-
-
-def action_names(*, absolute: bool) -> ActionSet:
-    """`forward()`, `turn_direction(...)` and `stop()`; turns are compass words or left and right."""
-    words = COMPASS if absolute else RELATIVE
-    turns = tuple(f"turn_direction({word})" for word in words)
-    aliases = dict(zip(words, turns, strict=True))
-    return ActionSet(names=(FORWARD, *turns, STOP), aliases={**aliases, "forward": FORWARD, "stop": STOP})
 
 
 class StreetView(Simulator):
@@ -138,7 +130,7 @@ class StreetView(Simulator):
         )
         self._renderer = GridRenderer(resolution, original=self.settings.original)
         spaces: dict[str, gym.Space[Any]] = {
-            "text": gym.spaces.Text(_TEXT_LENGTH, min_length=0, charset=_characters(self.settings.data))
+            "text": gym.spaces.Text(_TEXT_LENGTH, min_length=0, charset=characters(self.settings.data))
         }
         if self._vision:
             side = self._renderer.side
@@ -405,26 +397,3 @@ class StreetView(Simulator):
             "incorrect_observation": float(self._verdicts.get("incorrect_observation", 0)),
             "incorrect_instruction": float(self._verdicts.get("incorrect_instruction", 0)),
         }
-
-
-class StreetExpert:
-    """The oracle; see `StreetView`."""
-
-    def __init__(self, street: StreetView) -> None:
-        self._street = street
-
-    def __call__(self) -> Demonstration:
-        street = self._street
-        if street.over:
-            return Demonstration(actions=())
-        node = street.node
-        seen = node.observation if street.settings.original else describe(node)
-        return Demonstration(actions=(node.action,), observation=seen, reasoning=node.instruction)
-
-
-def _characters(data: DataSet) -> frozenset[str]:
-    """Every character that a text may hold: names of places are in any script."""
-    names = [route.milestone_info for route in data.routes]
-    for name in data.others:
-        names += [route.milestone_info for route in data.others[name]().routes]
-    return frozenset(string.printable).union(*names)

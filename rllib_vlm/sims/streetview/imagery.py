@@ -60,6 +60,11 @@ class CachedSource:
             self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
         return panorama
 
+    def clear(self) -> None:
+        """Forgets every decoded panorama."""
+        self._kept.clear()
+        self._bytes = 0
+
 
 class FolderSource:
     """The `street_views` folder of a data set; each panorama may have either layout."""
