@@ -60,6 +60,7 @@ Stop = Annotated[
 NumSamples = Annotated[int | None, typer.Option(min=1, help="Trials to draw from the search space.")]
 Storage = Annotated[str, typer.Option(help="Folder (or cloud URI) in which run folders are made.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run folder; by default experiment and time.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run --name and all that is in it.")]
 Address = Annotated[
     str | None, typer.Option("--ray-address", help="Cluster to join: auto, HOST:PORT or ray://HOST:PORT.")
 ]
@@ -95,6 +96,7 @@ def train(
     num_samples: NumSamples = None,
     storage: Storage = "results",
     name: Name = None,
+    overwrite: Overwrite = False,
     ray_address: Address = None,
     num_cpus: Cpus = None,
     dashboard: Dashboard = False,
@@ -110,7 +112,13 @@ def train(
 
     quiet()
     experiment = from_names(run, env, overrides=overrides or (), stop=stop or (), num_samples=num_samples)
-    _run([experiment], storage=storage, name=name, cluster=(ray_address, num_cpus, dashboard))
+    _run(
+        [experiment],
+        storage=storage,
+        name=name,
+        overwrite=overwrite,
+        cluster=(ray_address, num_cpus, dashboard),
+    )
 
 
 @train_app.command("file")
@@ -122,13 +130,16 @@ def train_file(
     num_samples: NumSamples = None,
     storage: Storage = "results",
     name: Name = None,
+    overwrite: Overwrite = False,
     ray_address: Address = None,
     num_cpus: Cpus = None,
     dashboard: Dashboard = False,
 ) -> None:
     """Runs every experiment of a file, one after the other."""
-    if resume is not None and (overrides or stop or num_samples or name):
-        raise typer.BadParameter("a resumed run keeps its --set, --stop, --num-samples and --name")
+    if resume is not None and overwrite:
+        raise typer.BadParameter("a run is resumed (--resume) or replaced (--overwrite), not both")
+    if resume is not None and (num_samples or name):
+        raise typer.BadParameter("a resumed run keeps its --num-samples and --name")
     from rllib_vlm.config.loader import load
 
     quiet()
@@ -144,7 +155,9 @@ def train_file(
         experiments,
         storage=storage,
         name=name,
+        overwrite=overwrite,
         resume=resume,
+        longer=(stop or (), overrides or ()),
         cluster=(ray_address, num_cpus, dashboard),
     )
 
@@ -153,19 +166,21 @@ def train_file(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a trial's or run's folder.")],
     episodes: Annotated[int | None, typer.Option(min=1, help="Episodes to play.")] = None,
-    split: Annotated[str | None, typer.Option(help="train or heldout.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, heldout, or another of the simulator's.")] = None,
     overrides: Set = None,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     ray_address: Address = None,
     num_cpus: Cpus = None,
 ) -> None:
     """Plays episodes with a checkpoint's policy; prints a table, and JSON as the last line."""
-    from rllib_vlm.config import runner
-    from rllib_vlm.config.evaluation import evaluate_checkpoint
+    quiet()
+    from rllib_vlm.config import evaluation, runner
+    from rllib_vlm.config.checkpoints import find_checkpoint
 
-    folder = runner.find_checkpoint(checkpoint)
+    folder = find_checkpoint(checkpoint)
+    prepared = evaluation.prepare(folder, episodes=episodes, split=split, overrides=overrides or ())
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
-    metrics = evaluate_checkpoint(folder, episodes=episodes, split=split, overrides=overrides or ())
+    metrics = prepared.run()
     table = Table("metric", "value")
     for key, value in metrics.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -281,12 +296,22 @@ def list_names(
 @app.command()
 def demos(
     simulator: Annotated[str, typer.Argument(help="Simulator, or package.module:Class.")],
-    directory: Annotated[Path, typer.Argument(help="Folder to fill; an interrupted one is continued.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(help="Folder to fill; an interrupted one is continued. Or the JSON file of llava."),
+    ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes the folder is to hold.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the first episode; each next one counts up.")] = 0,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    split: Annotated[str, typer.Option(help="train, heldout, or another of the simulator's.")] = "train",
     max_actions: Annotated[int, typer.Option(min=1, help="Actions the expert may give per turn.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes that play.")] = 1,
+    form: Annotated[
+        str, typer.Option("--format", help="folder, or llava: conversations in one JSON file.")
+    ] = "folder",
+    prompting: Annotated[
+        list[str] | None,
+        typer.Option("--prompting", metavar="KEY=VALUE", help="What llava's humans say: template=short."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A keyword of the simulator. Repeatable."),
@@ -295,28 +320,34 @@ def demos(
     """Has a simulator's expert write demonstrations to disk."""
     from functools import partial
 
-    from rllib_vlm.algorithms.validation import check_simulator
-    from rllib_vlm.config.document import parse_yaml
+    from rllib_vlm.algorithms.validation import check_simulator, check_split
     from rllib_vlm.data.demos import collect
 
-    if split not in ("train", "heldout"):
-        raise RLlibVLMError(f"--split {split}: must be train or heldout")
-    if directory.exists() and not directory.is_dir():
+    if form not in ("folder", "llava"):
+        raise RLlibVLMError(f"--format {form}: must be folder or llava")
+    if prompting and form != "llava":
+        raise RLlibVLMError("--prompting is for --format llava: a folder holds no prompts")
+    if form == "folder" and directory.exists() and not directory.is_dir():
         raise RLlibVLMError(f"{directory} is a file; give a folder")
-    env_config: dict[str, Any] = {}
-    problems: list[str] = []
-    for setting in settings or ():
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise RLlibVLMError(f"--set {setting}: write it as key=value")
-        value = parse_yaml(text, f"--set {key}")
-        problems += value.errors
-        env_config[key] = value.data
+    env_config, problems = _assignments("--set", settings)
     problems = problems or list(check_simulator(simulator, env_config))
     if problems:
         raise ConfigErrors("demos", problems)
+    check_split(simulator, split)
+    make = partial(registry.resolve("simulators", simulator), **env_config)
+    if form == "llava":
+        from rllib_vlm.config.conversations import write_conversations
+
+        values, problems = _assignments("--prompting", prompting)
+        if problems:
+            raise ConfigErrors("demos", problems)
+        written = write_conversations(
+            make, directory, values, episodes=episodes, seed=seed, split=split, max_actions=max_actions
+        )
+        typer.echo(f"{directory}: {written} conversations of {episodes} episodes")
+        return
     manifest = collect(
-        partial(registry.resolve("simulators", simulator), **env_config),
+        make,
         directory,
         simulator=simulator,
         episodes=episodes,
@@ -332,25 +363,52 @@ def demos(
     )
 
 
+def _assignments(option: str, given: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """The values of `KEY=VALUE`s, in YAML, and what is wrong with them."""
+    from rllib_vlm.config.document import parse_yaml
+
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for each in given or ():
+        key, separator, text = each.partition("=")
+        if not separator:
+            raise RLlibVLMError(f"{option} {each}: write it as key=value")
+        value = parse_yaml(text, f"{option} {key}")
+        problems += value.errors
+        values[key] = value.data
+    return values, problems
+
+
 def _run(
     experiments: list[Experiment],
     *,
     storage: str,
     name: str | None,
+    overwrite: bool = False,
     resume: str | None = None,
+    longer: tuple[Sequence[str], Sequence[str]] = ((), ()),
     cluster: tuple[str | None, int | None, bool],
 ) -> None:
-    from rllib_vlm.config import runner
+    from rllib_vlm.config import resuming, runner
 
-    if resume is not None:
-        runner.resumable(resume)  # before Ray takes its seconds to start
+    names = [
+        name if name is None or len(experiments) == 1 else f"{name}_{i}" for i in range(len(experiments))
+    ]
+    length = None
+    if resume is not None:  # what is to be refused is, before Ray takes its seconds to start
+        length = resuming.length_of(*longer)
+        runner.resumable(resume)
+    else:
+        for own_name in names:
+            runner.claim(storage, own_name, overwrite=overwrite)
     address, num_cpus, dashboard = cluster
     runner.start_ray(address=address, num_cpus=num_cpus, dashboard=dashboard)
     results: list[Path] = []
     failed = False
-    for i, experiment in enumerate(experiments):
-        own_name = name if name is None or len(experiments) == 1 else f"{name}_{i}"
-        outcome = runner.run(experiment, storage=storage, name=own_name, resume=resume)
+    for experiment, own_name in zip(experiments, names, strict=True):
+        outcome = runner.run(
+            experiment, storage=storage, name=own_name, resume=resume, overwrite=overwrite, length=length
+        )
         for failure in outcome.failures:
             typer.echo(f"trial failed: {failure}", err=True)
         failed = failed or bool(outcome.failures)

@@ -69,6 +69,11 @@ class DataError(RLlibVLMError, ValueError):
     """A demonstration file or data set is missing, torn, foreign or of another format version."""
 
 
+def quote(text: str, *, limit: int = 24) -> str:
+    """A short, printable quotation of somebody else's words (escapes what logs cannot hold)."""
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

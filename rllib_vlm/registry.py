@@ -18,6 +18,7 @@ SIMULATORS = {
     "household": "rllib_vlm.sims.household.env:Household",
     "spoc": "rllib_vlm.sims.household.env:Household",
     "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
+    "cards": "rllib_vlm.sims.cards.env:Cards",
     "streetview": "rllib_vlm.sims.streetview.env:StreetView",
 }
 MODELS = {

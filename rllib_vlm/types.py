@@ -32,15 +32,31 @@ IMAGE_PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True, slots=True)
 class ActionSet:
-    """The actions a simulator understands, by the names the model is shown.
+    """The actions a simulator understands: by the names the model is shown, or free text with the fields it reads.
 
     Example::
 
         ActionSet(names=("move_ahead", "done"), aliases={"moveahead": "move_ahead"})
+        ActionSet(fields={"plan": "go to the table, then look", "speed": 3})
+
+    With `fields` an action is a text, and each turn has one: a JSON object with these members. Their values here
+    are examples, which the model is shown. The last member is the decision; those before it lead there.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if bool(self.names) == bool(self.fields):
+            raise ValueError(
+                f"an ActionSet has either names or fields: {self.names!r}, {dict(self.fields)!r}"
+            )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether an action is a text rather than a name."""
+        return bool(self.fields)
 
     def __contains__(self, name: object) -> bool:
         return self.resolve(str(name)) is not None
@@ -52,7 +68,9 @@ class ActionSet:
         return len(self.names)
 
     def resolve(self, name: str) -> str | None:
-        """The canonical name for `name` (case and surrounding blanks ignored), or None."""
+        """The canonical name for `name` (case and surrounding blanks ignored), or None. A text is its own."""
+        if self.fields:
+            return name
         key = name.strip().lower()
         if key in self.names:
             return key

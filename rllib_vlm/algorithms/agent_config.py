@@ -224,7 +224,8 @@ class AgentConfig(AlgorithmConfig):
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
             policy_share_updates: iterations over which that share grows from 0.
             mixing: who acts is drawn each "turn" or once an "episode".
-            demonstrations: path of recorded ones; nothing collects live ones from the simulator's expert.
+            demonstrations: recorded ones: a folder of `rllib demos`, or a JSON file of conversations (LLaVA's
+                format); nothing collects live ones from the simulator's expert.
             buffer_episodes: older live demonstrations to keep and read again, drawn at random.
             replay_ratio: older ones that each iteration reads beside every new one, where a buffer is kept.
             only_successes: leave out demonstrations of episodes that failed.

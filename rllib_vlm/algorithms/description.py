@@ -10,7 +10,7 @@ from rllib_vlm.algorithms.agent_config import PROMPTING
 from rllib_vlm.files import write_json
 
 if TYPE_CHECKING:
-    from rllib_vlm.algorithms.vlm_algorithm import VLMAlgorithm
+    from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 
 DESCRIPTION = "policy.json"
 # Attributes of the configuration, as `PROMPTING` holds them; those of Tune's `params.json` have the same names.
@@ -18,7 +18,7 @@ GENERATION = ("temperature", "top_p", "max_new_tokens", "stop")
 _OTHERS = ("env", "env_config", "seed", "evaluation_config", "_model_config")
 
 
-def write_description(root: Path, algorithm: VLMAlgorithm) -> None:
+def write_description(root: Path, algorithm: CheckpointedAlgorithm) -> None:
     """Writes `policy.json` into the checkpoint at `root`.
 
     Raises:
@@ -27,6 +27,7 @@ def write_description(root: Path, algorithm: VLMAlgorithm) -> None:
     state, config = algorithm.run_state, vars(algorithm.config)
     description: dict[str, Any] = {
         "algorithm": type(algorithm).__name__,
+        "training_iteration": algorithm.iteration,
         "phase": state.phase,
         "warm_start_updates": state.warm_start_updates,
         "updates": state.updates,

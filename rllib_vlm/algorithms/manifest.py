@@ -44,8 +44,10 @@ def damage(root: Path) -> list[str]:
     try:
         listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         wanted = {str(name): (int(entry["bytes"]), str(entry["blake2b"])) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
+    if not wanted:
+        return [f"{MANIFEST} lists nothing"]
     found = []
     for name, (size, digest) in wanted.items():
         path = root / name
@@ -69,9 +71,13 @@ def require_whole(root: Path) -> None:
     found = damage(root)
     if not found:
         return
-    other = newest_whole(root.parent)
-    offer = f" The newest whole one beside it is {other}." if other is not None else ""
-    raise CheckpointError(f"{root} is damaged: {in_short(found)}.{offer}")
+    raise CheckpointError(f"{root} is damaged: {in_short(found)}.{offer(root.parent)}")
+
+
+def offer(folder: Path) -> str:
+    """What there is in place of a damaged checkpoint in `folder`, as a sentence; empty where there is nothing."""
+    other = newest_whole(folder)
+    return f" The newest whole one beside it is {other}." if other is not None else ""
 
 
 def in_short(found: list[str], most: int = 3) -> str:

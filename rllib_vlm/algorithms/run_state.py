@@ -52,6 +52,15 @@ class RunState:
         ):
             self.phase = "finished"
 
+    def reopen(self, config: VLMAlgorithmConfig) -> None:
+        """A run that was finished goes on where it may be longer now: its end is still to come, and to be evaluated."""
+        if self.phase != "finished":
+            return
+        self.phase = "rl"
+        self.advance(config)
+        if self.phase == "rl":
+            self.evaluations.pop("final", None)
+
     def back_to(self, earlier: RunState, *, lr_factor: float, clip_factor: float) -> RunState:
         """The state of a run that goes back to `earlier` from here, to go on more carefully.
 

@@ -16,7 +16,7 @@ from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
-from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.data import open_demonstrations
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, did_you_mean
 from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.policy import PolicyLoss
@@ -24,6 +24,7 @@ from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.prompts import build_history, build_parser
 from rllib_vlm.prompts.system import uses_instruction
+from rllib_vlm.sims.base import Simulator
 from rllib_vlm.types import ActionSet, Demonstration
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
 def _check_spans(c: VLMAlgorithmConfig) -> None:
     parser = build_parser(c.parser, **c.parser_options)
     whole = Demonstration(actions=("a",), observation="o", reasoning="r", prediction="p")
-    known = [*parser(parser.format(whole), ActionSet(("a",)), 1).spans, REST]
+    actions = ActionSet(("a",))
+    known = [*parser(parser.format(whole, actions), actions, 1).spans, REST]
     for name, weight in c.span_weights.items():
         if name not in known:
             raise UnknownNameError(f"parts of the format {c.parser!r}", name, known)
@@ -156,6 +158,19 @@ def _environment(c: VLMAlgorithmConfig) -> Iterator[str]:
         for name in options if isinstance(options, dict) else ():
             if name not in known:
                 yield f"{setting}: {c.env!r} has no {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
+
+
+def check_split(simulator: Any, split: str) -> None:
+    """Refuses a split that the simulator (a name or a class) does not have.
+
+    Raises:
+        UnknownNameError: it has others.
+    """
+    if isinstance(simulator, str) and (simulator in registry.names("simulators") or ":" in simulator):
+        simulator = registry.resolve("simulators", simulator)
+    known = getattr(simulator, "splits", Simulator.splits)
+    if split not in known:
+        raise UnknownNameError("--split", split, known)
 
 
 def check_simulator(name: str, config: Any) -> Iterator[str]:
@@ -271,7 +286,7 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield from _curriculum(c.curriculum)
     if c.warm_start_updates and c.warm_start_demonstrations is not None:
         path = c.warm_start_demonstrations
-        yield from _attempt("warm_start_demonstrations", lambda: DemonstrationReader(path).close())
+        yield from _attempt("warm_start_demonstrations", lambda: open_demonstrations(path).close())
     if not (c.enable_rl_module_and_learner and c.enable_env_runner_and_connector_v2):
         yield "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay true"
     if c.is_multi_agent:

@@ -6,13 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from pyarrow.fs import LocalFileSystem
-from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -30,9 +27,9 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
-from rllib_vlm.algorithms.description import write_description
+from rllib_vlm.algorithms.buffer import DemonstrationBuffer
+from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
-from rllib_vlm.algorithms.manifest import newest_whole, require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -42,15 +39,13 @@ from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
-from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
-from rllib_vlm.errors import CheckpointError, SimulatorError
-
-RUN_STATE = "run_state"
+from rllib_vlm.errors import SimulatorError
 
 
-class VLMAlgorithm(Algorithm):
+class VLMAlgorithm(CheckpointedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
@@ -63,8 +58,7 @@ class VLMAlgorithm(Algorithm):
     @override(Algorithm)
     def setup(self, config: Any) -> None:
         self.run_state = RunState()
-        # Demonstrations to read again: those that only show things, and those to imitate.
-        self._buffers: dict[bool, list[SingleAgentEpisode]] = {False: [], True: []}
+        self.buffer = DemonstrationBuffer()
         super().setup(config)
         self._tasks = TaskSampler(seed=self.config.seed or 0, num_task_seeds=self.config.num_task_seeds)
         credit = registry.resolve("credit", self.config.credit)(**self.config.credit_options)
@@ -115,8 +109,7 @@ class VLMAlgorithm(Algorithm):
             state.rl_s += time.perf_counter() - start
         state.advance(self.config)
         if state.phase != "warm_start":
-            for episodes in self._buffers.values():  # with their pictures, and nothing reads them any more
-                episodes.clear()
+            self.buffer.clear()  # with their pictures; nothing reads them any more
 
     def _imitate(self) -> None:
         config, state = self.config, self.run_state
@@ -256,16 +249,15 @@ class VLMAlgorithm(Algorithm):
             )
         old: list[SingleAgentEpisode] = []
         if config.warm_start_buffer_episodes:
-            kept = self._buffers[imitates]
             rng = np.random.default_rng([config.seed or 0, update])
-            chosen = rng.permutation(len(kept))[: round(config.warm_start_replay_ratio * len(new))]
-            old = [kept[i] for i in chosen]
-            self._buffers[imitates] = (kept + new)[-config.warm_start_buffer_episodes :]
+            count = round(config.warm_start_replay_ratio * len(new))
+            old = self.buffer.draw(count, imitates=imitates, rng=rng)
+            self.buffer.add(new, imitates=imitates, most=config.warm_start_buffer_episodes)
         return [*new, *old]
 
     def _recorded(self, path: str, count: int) -> list[SingleAgentEpisode]:
         """The next `count` recorded episodes, in a new random order each time all were read."""
-        with DemonstrationReader(path) as reader:
+        with open_demonstrations(path) as reader:
             where = reader.successes() if self.config.warm_start_only_successes else reader.indices
         indices = np.array(where, np.int64)
         cursor, size = self.run_state.demonstration_cursor, len(indices)
@@ -415,65 +407,6 @@ class VLMAlgorithm(Algorithm):
         )
         return record
 
-    # Checkpoints.
-
-    @override(Algorithm)
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        state[RUN_STATE] = self.run_state.to_dict()
-        return state
-
-    @override(Algorithm)
-    def set_state(self, state: Any) -> None:
-        super().set_state(state)
-        if RUN_STATE in state:
-            self.run_state = RunState.from_dict(state[RUN_STATE])
-
-    @override(Algorithm)
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """RLlib's; on a local disk also says of what policy it is, and has a manifest by which a torn one is known."""
-        where: str = super().save_to_path(_absolute(path), **kwargs)
-        if Path(where).is_dir():
-            write_description(Path(where), self)
-            write_manifest(Path(where))  # last: it lists everything
-        return where
-
-    @override(Algorithm)
-    def restore_from_path(self, path: Any, *, component: str | None = None, **kwargs: Any) -> None:
-        """RLlib's, and the runners have the weights when it returns.
-
-        Raises:
-            CheckpointError: the checkpoint is not as it was written.
-        """
-        where = _absolute(path)
-        if component is None and Path(where).is_dir():
-            require_whole(Path(where))
-        super().restore_from_path(where, component=component, **kwargs)
-        self._sync_weights(self.env_runner_group)
-
-    @override(Algorithm)
-    def restore(self, checkpoint_path: Any) -> None:
-        """Tune's way to go on: from the checkpoint in its notes, or where a kill overtook these, the newest whole one.
-
-        Raises:
-            CheckpointError: that is gone, and no other is whole.
-        """
-        super().restore(_still_there(checkpoint_path))
-
-    def roll_back(self, path: str | Path, *, lr_factor: float, clip_factor: float) -> None:
-        """Takes weights, optimizers and counters back to a saved state, from which the run goes on more carefully.
-
-        Args:
-            path: what `save_to_path` wrote.
-            lr_factor: of the learning rates from now on.
-            clip_factor: of the clip range from now on.
-        """
-        now, iteration, metrics = self.run_state, self.iteration, self.metrics.get_state()
-        self.restore_from_path(str(path))
-        self.metrics.set_state(metrics)  # what was played and learnt since was played and learnt
-        self._iteration = iteration
-        self.run_state = now.back_to(self.run_state, lr_factor=lr_factor, clip_factor=clip_factor)
-
     def probe_sync(self) -> float:
         """Largest |log-ratio|, in nats, between the runners and the learner over answers to a probe of each runner.
 
@@ -484,25 +417,6 @@ class VLMAlgorithm(Algorithm):
         )
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
-
-
-def _still_there(given: Any) -> Any:
-    """What Tune wants restored; it takes its notes now and then, so that they may name what was deleted since."""
-    checkpoint = getattr(given, "checkpoint", None)
-    if checkpoint is None or not isinstance(checkpoint.filesystem, LocalFileSystem):
-        return given
-    named = Path(checkpoint.path)
-    if named.exists():
-        return given
-    newest = newest_whole(named.parent)
-    if newest is None:
-        raise CheckpointError(f"{named} is gone, and there is no whole checkpoint beside it to go on from")
-    return type(given)(checkpoint=tune.Checkpoint.from_directory(str(newest)), metrics=given.metrics)
-
-
-def _absolute(path: Any) -> Any:
-    """Of a local path; pyarrow takes others for URIs without a scheme."""
-    return path if path is None or "://" in str(path) else str(Path(path).expanduser().absolute())
 
 
 def _without_nan(results: dict[str, Any]) -> dict[str, Any]:

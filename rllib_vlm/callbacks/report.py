@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,7 +15,7 @@ from rllib_vlm.callbacks.curve import Curve
 from rllib_vlm.callbacks.metrics import look_up
 from rllib_vlm.callbacks.statistics import newcombe_interval, paired_newcombe_interval
 from rllib_vlm.core.columns import GROUP, SUCCESS
-from rllib_vlm.files import write_json
+from rllib_vlm.files import or_go_on, write_json
 
 RESULTS_FILE = "results.json"
 CURVE_FILE = "success.png"
@@ -84,7 +83,8 @@ class Report(RLlibCallback):
         record["wall_s"] = round(time.monotonic() - self._began, 1)
         if self._memory is not None:
             record["peak_rss_gb"] = round(self._memory.peak_bytes / _GIB, 2)
-        write_json(Path(algorithm.logdir) / RESULTS_FILE, record)
+        with or_go_on(RESULTS_FILE):
+            write_json(algorithm.lasting_folder / RESULTS_FILE, record)
         self._curve.add_evaluation(self._minutes(), evaluation_metrics or {})
         self._drawn = False
 
@@ -95,7 +95,8 @@ class Report(RLlibCallback):
         phase = "imitation" if look_up(result, _IMITATION) is not None else "reinforcement learning"
         self._curve.add_training(self._minutes(), phase, look_up(result, "env_runners/success_rate"))
         if not self._drawn:
-            self._curve.draw(Path(algorithm.logdir) / CURVE_FILE)
+            with or_go_on(CURVE_FILE):
+                self._curve.draw(algorithm.lasting_folder / CURVE_FILE)
             self._drawn = True
 
     def _minutes(self) -> float:

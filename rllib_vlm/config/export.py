@@ -25,8 +25,8 @@ from ray.rllib.core import (
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.manifest import MANIFEST, damage, in_short
+from rllib_vlm.config.checkpoints import MARK, find_checkpoint
 from rllib_vlm.config.model_card import PARAMETERS_FILE, SETTINGS_FILE, Origin, card, read_origin, settings
-from rllib_vlm.config.runner import find_checkpoint
 from rllib_vlm.core.rl_module import HF_DIRECTORY, VALUE_HEAD_FILE
 from rllib_vlm.errors import CheckpointError, ModelError, RLlibVLMError
 from rllib_vlm.files import write_json
@@ -34,7 +34,6 @@ from rllib_vlm.models.hf_directory import ModelSummary, check_directory, check_s
 
 CARD_FILE = "README.md"
 TEMPLATE_FILE = "template.md"  # a system prompt's template that is no packaged one
-_MARK = "rllib_checkpoint.json"  # by which RLlib knows a checkpoint
 _COPIED = frozenset({".json", ".safetensors", ".jinja", ".txt"})
 _MODULE = Path(COMPONENT_LEARNER_GROUP, COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID)
 
@@ -62,7 +61,7 @@ def export(checkpoint: str | Path, directory: str | Path, *, overwrite: bool = F
         RLlibVLMError: there is no checkpoint; the directory is not empty or cannot be written.
     """
     try:
-        source = _find(checkpoint)
+        source = find_checkpoint(checkpoint)
         target = _place(directory, source, overwrite=overwrite)
         model = _whole_or_refuse(source)
         return _write(source, target, model)
@@ -119,18 +118,6 @@ def _template(origin: Origin) -> tuple[str | None, Path | None]:
 # The checkpoint.
 
 
-def _find(path: str | Path) -> Path:
-    try:
-        return find_checkpoint(path)
-    except RLlibVLMError as error:
-        root = Path(path).expanduser().resolve()
-        if (root / COMPONENT_LEARNER_GROUP).is_dir():  # without its first file, but a checkpoint
-            raise _torn(root, CheckpointError(f"{_MARK} is missing")) from error
-        raise
-    except RuntimeError as error:  # a home that nobody has, a link to itself
-        raise RLlibVLMError(f"{path}: {error}") from error
-
-
 def _whole_or_refuse(checkpoint: Path) -> ModelSummary:
     try:
         return _check(checkpoint)
@@ -140,8 +127,8 @@ def _whole_or_refuse(checkpoint: Path) -> ModelSummary:
 
 def _check(checkpoint: Path) -> ModelSummary:
     """Refuses a checkpoint that cannot be exported; says nothing but why."""
-    if not (checkpoint / _MARK).is_file():
-        raise CheckpointError(f"{_MARK} is missing")
+    if not (checkpoint / MARK).is_file():
+        raise CheckpointError(f"{MARK} is missing")
     found = damage(checkpoint) if (checkpoint / MANIFEST).is_file() else []
     if found:
         raise CheckpointError(in_short(found))

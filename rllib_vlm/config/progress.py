@@ -1,10 +1,8 @@
-"""One line per training iteration instead of Tune's status tables, and what a trial leaves behind."""
+"""One line per training iteration instead of Tune's status tables, and when a trial ends."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-from pathlib import Path
 from typing import Any, TextIO
 
 from ray.tune import Callback, Stopper
@@ -68,22 +66,6 @@ class ProgressLines(Callback):
         return f"{text:<14} " if self.several_trials else ""
 
 
-class KeepFiles(Callback):
-    """Moves what was written last into the trials' folders, where all lie on this machine.
-
-    Ray copies a trial's own files (`SyncConfig.sync_artifacts`) now and then and with every checkpoint, and
-    loggers' files with its own; what is written after that, such as `results.json` or the end of an offline
-    tracker's run, would stay in Ray's temporary folder. Comes after the loggers, which close theirs first.
-    """
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        for trial in trials:
-            target = Path(trial.storage.trial_fs_path)
-            for source in (trial.storage.trial_working_directory, trial.storage.trial_driver_staging_path):
-                if target.is_dir() and Path(source).is_dir():
-                    _copy_newer(Path(source), target)
-
-
 class MetricStopper(Stopper):
     """Ends a trial when any metric reaches its threshold.
 
@@ -112,14 +94,6 @@ class MetricStopper(Stopper):
 
     def stop_all(self) -> bool:
         return False
-
-
-def _copy_newer(source: Path, target: Path) -> None:
-    for file in source.rglob("*"):
-        copy = target / file.relative_to(source)
-        if file.is_file() and not (copy.exists() and copy.stat().st_mtime >= file.stat().st_mtime):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, copy)
 
 
 def _cell(value: Any, form: str) -> str:

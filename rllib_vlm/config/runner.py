@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.config.experiment import Experiment
-from rllib_vlm.config.progress import KeepFiles, MetricStopper, ProgressLines
+from rllib_vlm.config.progress import MetricStopper, ProgressLines
 from rllib_vlm.config.quiet import quiet
+from rllib_vlm.config.records import KeepFiles, Records
+from rllib_vlm.config.resuming import Length, make_ready
 from rllib_vlm.config.sections import environment_class
 from rllib_vlm.errors import RLlibVLMError
 
@@ -62,6 +66,8 @@ def run(
     storage: str | Path = "results",
     name: str | None = None,
     resume: str | Path | None = None,
+    overwrite: bool = False,
+    length: Length | None = None,
 ) -> Outcome:
     """Runs one experiment to its end; Ray must be up.
 
@@ -70,13 +76,23 @@ def run(
         storage: the folder run folders are made in, or a cloud URI such as s3://bucket/path.
         name: the run folder's name; by default the experiment's name and the time.
         resume: a run folder to go on with, instead of starting a new one.
+        overwrite: replace a run of that name, with all that is in its folder.
+        length: how long a resumed run may be now.
 
     Raises:
-        RLlibVLMError: a trial asks for more than the machine has, or the folder to resume holds no run.
+        RLlibVLMError: a trial asks for more than the machine has, the folder to resume holds no run, or the folder
+            of a new one holds something.
     """
+    if resume is not None and (overwrite or name is not None):
+        raise RLlibVLMError(
+            "a run is resumed, or it is a new one with a name, or one that overwrites: not both"
+        )
     register(experiment)
     check_resources(experiment)
-    folder, tuner = _new(experiment, storage, name) if resume is None else _restore(experiment, resume)
+    if resume is None:
+        folder, tuner = _new(experiment, storage, name, overwrite=overwrite)
+    else:
+        folder, tuner = _restore(experiment, resume, length or Length())
     outcome = Outcome(folder=Path(str(folder)))
     try:
         print(f"run folder: {folder}", flush=True)  # noqa: T201
@@ -147,34 +163,52 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80] or "experiment"
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint `path` means: itself, or the newest one of a trial or run folder.
+def claim(storage: str | Path, name: str | None, *, overwrite: bool = False) -> None:
+    """Refuses the name of a run folder that is taken; needs no Ray.
 
     Raises:
-        RLlibVLMError: there is none.
+        RLlibVLMError: there is a run of that name which is not to be overwritten, or something that is no run.
     """
-    root = Path(path).expanduser().resolve()
-    found = [root] if (root / "rllib_checkpoint.json").is_file() else []
-    for pattern in ("checkpoint_*", "*/checkpoint_*"):
-        found = found or [d for d in root.glob(pattern) if (d / "rllib_checkpoint.json").is_file()]
-    if not found:
-        what = "holds no checkpoint" if root.is_dir() else "is no folder"
-        raise RLlibVLMError(f"{root} {what}; give a checkpoint, a trial's folder or a run's folder")
-    return max(found, key=lambda d: (d.parent.stat().st_mtime, d.name))
+    if name is None:
+        if overwrite:
+            raise RLlibVLMError("--overwrite replaces the run of a name: give --name too")
+        return
+    folder = _folder(storage, name)
+    run = tune.Tuner.can_restore(str(folder))
+    if run and isinstance(folder, str) and overwrite:
+        raise RLlibVLMError(f"{folder} is not on this machine and is not overwritten; take another --name")
+    if run and not overwrite:
+        raise RLlibVLMError(
+            f"{folder} holds a run already; go on with it (--resume {folder}), replace it and all that is in it "
+            "(--overwrite), or take another --name"
+        )
+    if (
+        not run
+        and isinstance(folder, Path)
+        and folder.exists()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise RLlibVLMError(f"{folder} exists and is no run's folder; take another --name")
 
 
-def _new(experiment: Experiment, storage: str | Path, name: str | None) -> tuple[str | Path, tune.Tuner]:
-    remote = "://" in str(storage)
-    root: Any = str(storage) if remote else Path(storage).expanduser().resolve()
+def _folder(storage: str | Path, name: str) -> str | Path:
+    """Where a run of that name is: a folder, or a URI."""
+    if "://" in str(storage):
+        return f"{str(storage).rstrip('/')}/{safe_name(name)}"
+    return Path(storage).expanduser().resolve() / safe_name(name)
+
+
+def _new(
+    experiment: Experiment, storage: str | Path, name: str | None, *, overwrite: bool
+) -> tuple[str | Path, tune.Tuner]:
+    claim(storage, name, overwrite=overwrite)
     if name is None:
         name = f"{safe_name(experiment.name)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-        while not remote and (root / name).exists():
+        while isinstance(folder := _folder(storage, name), Path) and folder.exists():
             name += "_1"
-    name = safe_name(name)
-    if not remote and (root / name / "tuner.pkl").exists():
-        raise RLlibVLMError(
-            f"{root / name} holds a run already; go on with it (--resume {root / name}) or take another --name"
-        )
+    folder = _folder(storage, name)
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
     trial_name = partial(_trial_name, safe_name(f"{experiment.algorithm.__name__}_{experiment.env or 'env'}"))
     several = experiment.num_samples > 1 or _has_samplers(experiment.config)
     tuner = tune.Tuner(
@@ -192,17 +226,22 @@ def _new(experiment: Experiment, storage: str | Path, name: str | None) -> tuple
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(root),
+            name=safe_name(name),
+            storage_path=str(storage) if isinstance(folder, str) else str(folder.parent),
             stop=MetricStopper(experiment.stop) if experiment.stop else None,
             checkpoint_config=tune.CheckpointConfig(**experiment.checkpoints.model_dump()),
             failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
             sync_config=tune.SyncConfig(sync_artifacts=True, sync_period=60),
-            callbacks=[ProgressLines(several_trials=several), *experiment.loggers, KeepFiles()],
+            callbacks=[
+                ProgressLines(several_trials=several),
+                Records(),
+                *experiment.loggers,
+                KeepFiles(),
+            ],
             verbose=0,
         ),
     )
-    return (f"{str(root).rstrip('/')}/{name}" if remote else root / name), tuner
+    return folder, tuner
 
 
 def resumable(resume: str | Path) -> Any:
@@ -211,21 +250,27 @@ def resumable(resume: str | Path) -> Any:
     Raises:
         RLlibVLMError: there is no run in it.
     """
-    folder: Any = str(resume) if "://" in str(resume) else Path(resume).expanduser().resolve()
-    if not str(resume) or not tune.Tuner.can_restore(str(folder)):
+    try:
+        folder: Any = str(resume) if "://" in str(resume) else Path(resume).expanduser().resolve()
+        there = bool(str(resume)) and tune.Tuner.can_restore(str(folder))
+    except (OSError, RuntimeError) as error:  # a home that nobody has, a link to itself
+        raise RLlibVLMError(f"--resume {resume}: {error}") from error
+    if not there:
         raise RLlibVLMError(
             f"{folder} holds no run to resume; give the run folder that was printed at its start"
         )
     return folder
 
 
-def _restore(experiment: Experiment, resume: str | Path) -> tuple[str | Path, tune.Tuner]:
+def _restore(experiment: Experiment, resume: str | Path, length: Length) -> tuple[str | Path, tune.Tuner]:
     folder = resumable(resume)
+    if isinstance(folder, Path):
+        whole = issubclass(experiment.algorithm, CheckpointedAlgorithm)
+        for sentence in make_ready(folder, length=length, manifests=whole):
+            print(sentence, flush=True)  # noqa: T201
     tuner = tune.Tuner.restore(
         str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True
     )
-    if all(r.metrics and r.metrics.get("done") and r.error is None for r in tuner.get_results()):
-        raise RLlibVLMError(f"{folder}: every trial of this run is finished; there is nothing to resume")
     return folder, tuner
 
 

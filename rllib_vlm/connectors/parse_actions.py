@@ -53,10 +53,13 @@ class ParseActions(ConnectorV2):
 
     def parse(self, completion: Completion) -> ParsedAction:
         """Never raises on any text."""
-        if self._actions is None:
-            raise RLlibVLMError("ParseActions was built without a simulator and cannot parse answers")
-        return self._parser(completion.text, self._actions, self._max_actions)
+        return self._parser(completion.text, self._known(), self._max_actions)
 
     def format(self, demonstration: Demonstration) -> str:
         """The answer an expert would write."""
-        return self._parser.format(demonstration)
+        return self._parser.format(demonstration, self._known())
+
+    def _known(self) -> ActionSet:
+        if self._actions is None:
+            raise RLlibVLMError("ParseActions was built without a simulator and cannot parse answers")
+        return self._actions

@@ -50,6 +50,25 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
     )
 
 
+def to_episode(trajectory: Trajectory) -> SingleAgentEpisode:
+    """An episode of which `to_trajectory` makes what a learner reads of `trajectory`; its observations are empty."""
+    episode = SingleAgentEpisode()
+    episode.custom_data.update({GROUP: trajectory.group, SUCCESS: trajectory.success})
+    episode.add_env_reset(observation={"text": ""}, infos={})
+    for i, turn in enumerate(trajectory.turns, 1):
+        last = i == len(trajectory.turns)
+        episode.add_env_step(
+            observation={"text": ""},
+            action=turn.completion,
+            reward=turn.reward,
+            infos={},
+            terminated=last and trajectory.terminated,
+            truncated=last and trajectory.truncated,
+            extra_model_outputs={VLMColumns.PROMPT: turn.prompt, VLMColumns.PARSED: turn.parsed},
+        )
+    return episode
+
+
 def by_group(episodes: Iterable[SingleAgentEpisode]) -> dict[str, list[SingleAgentEpisode]]:
     """Siblings together, groups in the order of their first members."""
     groups: dict[str, list[SingleAgentEpisode]] = {}

@@ -27,7 +27,8 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
-from rllib_vlm.data import DemonstrationReader
+from rllib_vlm.data import Conversation, RecordedEpisode, open_demonstrations
+from rllib_vlm.env.conversations import told_episode
 from rllib_vlm.env.creators import simulator_factory
 from rllib_vlm.env.played import Played, without_views
 from rllib_vlm.env.recorded import recorded_episode
@@ -193,14 +194,15 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         return Played(worker=self.worker_index or 0, items=items, metrics=self.get_metrics(), error=error)
 
     def _read_demonstrations(self, indices: Sequence[int], path: str) -> list[SingleAgentEpisode]:
-        with DemonstrationReader(path) as reader:
-            episodes = [
-                recorded_episode(
-                    reader.read(index), self._render_prompts, self._expert_completion, self._lesson
-                )
-                for index in indices
-            ]
+        with open_demonstrations(path) as reader:
+            episodes = [self._demonstrated(reader.read(index), index) for index in indices]
         return [e for e in episodes if len(e)]
+
+    def _demonstrated(self, read: RecordedEpisode | Conversation, index: int) -> SingleAgentEpisode:
+        if isinstance(read, Conversation):
+            limit = self.config.max_prompt_tokens
+            return told_episode(read, index, self.module.family, self._as_completion, max_prompt_tokens=limit)
+        return recorded_episode(read, self._render_prompts, self._expert_completion, self._lesson)
 
     def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
         settings = self._settings(self.config, level=self.level, greedy=greedy)

@@ -6,15 +6,13 @@ import logging
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import LocalFileSystem
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.annotations import override
 
 from rllib_vlm.errors import RLlibVLMError
-from rllib_vlm.files import append_json_line
+from rllib_vlm.files import append_json_line, or_go_on
 from rllib_vlm.guard.ring import Ring
 from rllib_vlm.guard.vitals import Alarm, Monitor
 
@@ -125,7 +123,8 @@ class CollapseGuard(RLlibCallback):
         if not self._monitor.healthy:
             ring.suspect()
             return
-        ring.healthy()
+        with or_go_on(f"a note of {STATES_FOLDER}"):
+            ring.healthy()
         if update % self._every == 0:
             try:
                 ring.save(update, lambda folder: algorithm.save_to_path(str(folder)))
@@ -169,7 +168,7 @@ class CollapseGuard(RLlibCallback):
 
     def _states(self, algorithm: Any) -> Ring:
         if self._ring is None:
-            root = lasting_folder(algorithm) / STATES_FOLDER
+            root = algorithm.lasting_folder / STATES_FOLDER
             for torn in root.glob(".*.tmp"):
                 shutil.rmtree(torn, ignore_errors=True)
             self._ring = Ring(root=root, keep=self._keep, proof=self._proof)
@@ -180,17 +179,8 @@ class CollapseGuard(RLlibCallback):
     def _tell(algorithm: Any, event: str, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": now, "iteration": algorithm.iteration, "event": event, **fields}
-        append_json_line(lasting_folder(algorithm) / EVENTS_FILE, line)
-
-
-def lasting_folder(algorithm: Any) -> Path:
-    """The trial's own folder, where what is written outlives the process at once; without Tune, RLlib's folder."""
-    storage = getattr(algorithm, "_storage", None)
-    if storage is not None and isinstance(storage.storage_filesystem, LocalFileSystem):
-        folder = Path(storage.trial_fs_path)
-        if folder.is_dir():
-            return folder
-    return Path(algorithm.logdir)
+        with or_go_on(f"a line of {EVENTS_FILE}"):
+            append_json_line(algorithm.lasting_folder / EVENTS_FILE, line)
 
 
 def _learned(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,27 +1,25 @@
-"""What every answer format shares: where an answer ends, and how words become actions."""
+"""What every answer format shares: where an answer ends, and how words or a text become actions."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from rllib_vlm.errors import quote
+from rllib_vlm.json_object import JSONObjectError, read_object
 from rllib_vlm.types import ActionSet, ParsedAction
 
 # End-of-turn texts of the common chat formats. A completion keeps its stop token, so its text may
 # end with one of them (and with padding after it); that is no fault of the answer.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_utterance>", "</s>", "<eos>")
 
-_SHOWN = 24  # characters of a model's own words that a reason quotes
+_SHOWN = 24  # characters of a word that are looked at to find the nearest action
 
 
 class FormatError(Exception):
     """Raised and caught inside the parsers only: why an answer is not in the format."""
-
-
-def quote(text: str) -> str:
-    """A short, printable quotation of a model's words (escapes what logs cannot hold)."""
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def answer_end(text: str, stop_tokens: Sequence[str]) -> int:
@@ -68,3 +66,55 @@ def read_actions(
         names.append(name)
     reason = f"{dropped} of {len(given)} actions cut, at most {max_actions} a turn" if dropped else ""
     return ParsedAction(valid=True, actions=tuple(names), reason=reason, dropped_actions=dropped, spans=spans)
+
+
+def example_text(actions: ActionSet) -> str:
+    """An action of a free-text set, on one line: the members it asks for with their example values."""
+    return json.dumps(dict(actions.fields), ensure_ascii=False)
+
+
+def read_text(
+    text: str,
+    start: int,
+    end: int,
+    actions: ActionSet,
+    spans: dict[str, tuple[int, int]],
+    *,
+    strict: bool = True,
+    verbatim: bool = False,
+) -> ParsedAction:
+    """The parsed answer whose one action is the JSON object in `text[start:end]`, as it is written there.
+
+    Spans that are added: "answer" is the value of the set's last member, the decision, and "think" the
+    members before it.
+
+    Args:
+        text: of the answer.
+        start: where the object, or what stands for it, begins.
+        end: where it ends.
+        actions: a set with `fields`; each must be a member.
+        spans: parts of the answer that were found before; gets those found here.
+        strict: False forgives text around the object.
+        verbatim: whether all of the text is the action, be there such an object in it or not.
+    """
+    said = text[start:end].strip()
+    reason = ""
+    try:
+        members = read_object(text[start:end], strict=strict)
+        missing = [name for name in actions.fields if name not in members]
+        if missing:
+            near = f" (nearest: {quote(_nearest(missing[0], tuple(members)))})" if members else ""
+            reason = f"no member {missing[0]!r}{near}"
+        else:
+            if not verbatim:
+                said = text[start + members.start : start + members.stop]
+            _, begin, stop = members[list(actions.fields)[-1]]
+            spans["answer"] = (start + begin, start + stop)
+            spans.setdefault("think", (start + members.start, start + begin))
+    except JSONObjectError as error:
+        reason = str(error)
+    if not said:
+        return ParsedAction(valid=False, reason="empty answer", spans=spans)
+    if reason and not verbatim:
+        return ParsedAction(valid=False, reason=reason, spans=spans)
+    return ParsedAction(valid=True, actions=(said,), reason=reason, spans=spans)

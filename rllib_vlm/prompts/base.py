@@ -31,7 +31,7 @@ class ActionParser(Protocol):
     def __call__(self, text: str, actions: ActionSet, max_actions: int) -> ParsedAction:
         """Never raises, whatever the text."""
 
-    def format(self, demonstration: Demonstration) -> str:
+    def format(self, demonstration: Demonstration, actions: ActionSet) -> str:
         """The answer an expert would write; parsing it gives the demonstration's actions back."""
 
 

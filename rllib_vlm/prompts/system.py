@@ -1,8 +1,9 @@
 """System messages from templates: Jinja2 files in `templates/`, or a file of the user's own.
 
-A template may use `description`, `actions`, `max_actions`, `format` (the parser's instructions),
-`observation` ("vision" or "text") and `instruction`. One that leaves `instruction` out gets it in
-the first user message instead; one that renders to nothing gives no system message.
+A template may use `description`, `actions` (empty where they are free text), `max_actions`, `format`
+(the parser's instructions), `observation` ("vision" or "text") and `instruction`. One that leaves
+`instruction` out gets it in the first user message instead; one that renders to nothing gives no
+system message.
 """
 
 from __future__ import annotations

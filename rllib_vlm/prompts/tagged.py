@@ -22,8 +22,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rllib_vlm.errors import ConfigErrors
-from rllib_vlm.prompts.answer import STOP_TOKENS, FormatError, answer_end, quote, read_actions
+from rllib_vlm.errors import ConfigErrors, quote
+from rllib_vlm.prompts.answer import (
+    STOP_TOKENS,
+    FormatError,
+    answer_end,
+    example_text,
+    read_actions,
+    read_text,
+)
 from rllib_vlm.types import ActionSet, Demonstration, ParsedAction
 
 _BLANKS = re.compile(r"\s*")
@@ -110,9 +117,13 @@ class Tagged:
                 f"parser {type(self).__name__}",
                 [f"the action {n!r} holds the separator {self.separator!r}; choose another" for n in broken],
             )
-        example = self._join(actions.names[: min(2, max_actions)])
+        example = (
+            example_text(actions) if actions.is_text else self._join(actions.names[: min(2, max_actions)])
+        )
         form = "".join(_write(tag, lambda leaf: leaf.hint or example) for tag in self.tags)
-        if max_actions == 1:
+        if actions.is_text:
+            many = "Inside <answer> stands one JSON object; fill in values of your own."
+        elif max_actions == 1:
             many = "Inside <answer> stands exactly one action."
         else:
             many = f"Inside <answer> stand 1 to {max_actions} actions, separated by {self.separator!r}."
@@ -125,9 +136,11 @@ class Tagged:
         except FormatError as error:
             return ParsedAction(valid=False, reason=str(error), spans=spans)
         start, stop = spans["answer"]
+        if actions.is_text:
+            return read_text(text, start, stop, actions, spans, strict=self.strict)
         return read_actions(self._split(text[start:stop]), actions, max_actions, spans)
 
-    def format(self, demonstration: Demonstration) -> str:
+    def format(self, demonstration: Demonstration, actions: ActionSet) -> str:
         """The expert's answer. One without actions (it gave up) is written, but parses as empty."""
 
         def content(leaf: Tag) -> str:

@@ -33,21 +33,26 @@ class Expert(Protocol):
         """The expert's next turn. An expert that gives up answers with no actions."""
 
 
-class Simulator(gym.Env[Observation, int]):
+class Simulator(gym.Env[Observation, Any]):
     """Base of every simulator.
 
     `info` after `reset` holds `instruction` (str). `info` after the last step of an episode holds
     `success` (bool) and `metrics` (dict of float: whatever this simulator reports per episode). A simulator
     whose every step has `metrics`, of the episode so far, reports episodes too that the limit of turns cuts.
-    `options` of `reset` may hold `split` ("train" or "heldout") and `level` (0.0 to 1.0, how far a
+    `options` of `reset` may hold `split` (one of `splits`) and `level` (0.0 to 1.0, how far a
     curriculum has come); the same seed and options always give the same episode. `info` may hold an `anchor`, a
     name for the present state, by which siblings find out that they were in the same one (GiGPO), and a `state`: a
     dict of float, the same names after each reset and turn, of what tells how well things stand, seen or unseen. It
     is for baselines (`fitted_gae`), never for a policy.
+
+    Actions are names, numbered in their order for `step`, or free text (`ActionSet(fields=...)`), which `step` is
+    given as the model wrote it and reads itself: `rllib_vlm.json_object.read_object`. `action_space` then is a
+    `gym.spaces.Text`.
     """
 
     actions: ClassVar[ActionSet]
     reset_options: ClassVar[tuple[str, ...] | None] = None  # names that `reset` knows; None: anything
+    splits: ClassVar[tuple[str, ...]] = ("train", "heldout")  # values of the option `split`
     description: ClassVar[str]  # for the system prompt: who acts, in what world, what each action does
 
     @classmethod
@@ -69,7 +74,7 @@ class Simulator(gym.Env[Observation, int]):
         return super().reset(seed=seed, options=options)
 
     @abstractmethod
-    def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]: ...
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]: ...
 
     def hear(self, said: Said) -> None:
         """Called before the turn of an answer, with the answer's own words. Those who grade actions alone ignore it.
@@ -88,7 +93,8 @@ class Simulator(gym.Env[Observation, int]):
             return self.idle()
         total = 0.0
         for name in actions:
-            observation, reward, terminated, truncated, info = self.step(self.actions.index(name))
+            action = name if self.actions.is_text else self.actions.index(name)
+            observation, reward, terminated, truncated, info = self.step(action)
             total += float(reward)
             if terminated or truncated:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,6 +66,12 @@ def _check_maker(make: Callable[[], Simulator], problems: list[str]) -> None:
 
 def _check_actions(simulator: Simulator, problems: list[str]) -> None:
     space, names = simulator.action_space, simulator.actions.names
+    if not simulator.description.strip():
+        problems.append("description is empty: the system prompt needs it")
+    if simulator.actions.is_text:
+        if not isinstance(space, gym.spaces.Text):
+            problems.append(f"action_space is {space}, not a Text as its free-text actions ask")
+        return
     if not isinstance(space, gym.spaces.Discrete) or int(space.n) != len(names) or int(space.start) != 0:
         problems.append(
             f"action_space is {space}, not Discrete({len(names)}) as its {len(names)} action names ask"
@@ -79,8 +86,6 @@ def _check_actions(simulator: Simulator, problems: list[str]) -> None:
     for alias, name in simulator.actions.aliases.items():
         if name not in names:
             problems.append(f"alias {alias!r} stands for {name!r}, which is no action")
-    if not simulator.description.strip():
-        problems.append("description is empty: the system prompt needs it")
 
 
 def _check_observation(
@@ -121,7 +126,7 @@ def _check_turns(
     _, begun = simulator.reset(seed=3, options=dict(options))
     _check_state(begun, begun, "reset", problems)
     other.reset(seed=3, options=dict(options))
-    names = simulator.actions.names
+    names = _some_actions(simulator)
     for _ in range(_TURNS):
         actions = [names[int(k)] for k in rng.integers(len(names), size=int(rng.integers(1, 4)))]
         turn = simulator.turn(actions)
@@ -145,10 +150,23 @@ def _check_turns(
     _check_state(idle[4], begun, "a turn without actions", problems)
 
 
+def _some_actions(simulator: Simulator) -> Sequence[str]:
+    """All names; or of free text the example its set gives, and what models write that know no better."""
+    actions = simulator.actions
+    if not actions.is_text:
+        return actions.names
+    example = json.dumps(dict(actions.fields))
+    return (example, example[: len(example) // 2], "{}", "[]", "null", "no JSON", "", "\ud800" * 3)
+
+
+def _env_action(simulator: Simulator, action: str) -> int | str:
+    return action if simulator.actions.is_text else simulator.actions.index(action)
+
+
 def _by_steps(simulator: Simulator, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
     total = 0.0
     for name in actions:
-        observation, reward, terminated, truncated, info = simulator.step(simulator.actions.index(name))
+        observation, reward, terminated, truncated, info = simulator.step(_env_action(simulator, name))
         total += float(reward)
         if terminated or truncated:
             break
@@ -198,9 +216,9 @@ def _check_end(simulator: Simulator, problems: list[str]) -> None:
     """Random actions until an episode ends."""
     rng = np.random.default_rng(1)
     simulator.reset(seed=4)
-    names = simulator.actions.names
+    names = _some_actions(simulator)
     for _ in range(_MOST_STEPS):
-        step = simulator.step(int(rng.integers(len(names))))
+        step = simulator.step(_env_action(simulator, names[int(rng.integers(len(names)))]))
         if step[2] or step[3]:
             _check_step(step, "a random episode", problems)
             _check_observation(simulator, step[0], "the last step", problems)

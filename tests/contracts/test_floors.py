@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "registry": 0,
     "files": 0,
+    "json_object": 0,
     "sims": 1,
     "prompts": 1,
     "data": 1,

@@ -21,6 +21,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "max_steps": 40,
         },
     ],
+    "cards": [{}, {"observation": "text", "mode": "parity", "face_cards": "rank", "suits": "mixed"}],
     "spoc": [{"observation": "both", "curriculum": "short_to_full_fetch", "reward": "spoc_sparse"}],
 }
 CASES = [(name, kwargs) for name in names("simulators") for kwargs in VARIANTS.get(name, [{}])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -277,6 +278,26 @@ def test_evaluation_with_runners_of_its_own():
         algorithm.stop()
     assert result["evaluation"]["num_episodes"] == 5
     assert result["evaluation"]["at"] == "interval"
+
+
+def test_conversations_from_disk(tmp_path):
+    items = [
+        {"conversations": [
+            {"from": "human", "value": f"at {i}"}, {"from": "gpt", "value": "left"},
+            {"from": "human", "value": "on"}, {"from": "gpt", "value": "right"},
+        ]}
+        for i in range(5)
+    ]  # fmt: skip
+    file = tmp_path / "told.json"
+    file.write_text(json.dumps(items))
+    config = tiny_config("sft")
+    config.warm_start(updates=2, episodes_per_update=4, demonstrations=str(file))
+    algorithm = config.build_algo()
+    try:
+        results = [algorithm.train() for _ in range(2)]
+    finally:
+        algorithm.stop()
+    assert results[1]["learners"]["default_policy"]["nll"] < results[0]["learners"]["default_policy"]["nll"]
 
 
 def test_demonstrations_from_disk(tmp_path):

@@ -1,4 +1,7 @@
-"""Processes that are killed outright, at moments nobody chose: the run ends with the numbers of one left alone."""
+"""Processes that are killed outright, at moments nobody chose: the run ends with the numbers of one left alone.
+
+KILL_SEED chooses the moments, and is printed.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-UPDATES = 30
+SEED = int(os.environ.get("KILL_SEED", "0"))
+UPDATES = 40
 RUN = f"""
 killed:
   run: VLMPPO
   env: frozen_lake
   checkpoint_config: {{checkpoint_frequency: 1, num_to_keep: 2, checkpoint_at_end: true}}
   stop: {{training_iteration: 1000}}
+  max_failures: -1
   config:
     environment: {{env_config: {{observation: text, size: 3, max_steps: 4}}}}
     env_runners: {{num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}}
-    learners: {{torch_threads: 1}}
+    learners: {{num_learners: 1, num_cpus_per_learner: 0.25, torch_threads: 1}}
     simulation: {{max_turns: 4, curriculum: {{start: 0.0, end: 1.0, updates: 5}}}}
     prompting: {{template: bare, observation: text, invalid_penalty: 0.1}}
     generation: {{max_new_tokens: 5}}
@@ -53,6 +60,7 @@ class Run:
              "--storage", str(folder), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder,
         )  # fmt: skip
+        self.folder = folder / "run"
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -65,19 +73,49 @@ class Run:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def _kill_worker(self, title: str, *, child: bool = False) -> bool:
+        """Kills the process of Ray's with this title, or one that it started; False where there is none just now."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if not " ".join(process.cmdline()).startswith(title):
+                    continue
+                if not child:
+                    process.kill()
+                    return True
+                for own in process.children():
+                    if "spawn_main" in " ".join(own.cmdline()):
+                        own.kill()
+                        return True
+            except psutil.NoSuchProcess:
+                continue
+        return False
+
+    def get_further(self) -> None:
+        """Waits for one more iteration."""
+        before = max(results(self.folder), default=0)
+        self._wait(lambda: max(results(self.folder), default=0) > before)
+
+    def lose(self, title: str, *, child: bool = False) -> None:
+        """Has a worker killed as soon as there is one."""
+        self._wait(lambda: self._kill_worker(title, child=child))
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert self.process.poll() is None, self.end()
+            time.sleep(0.1)
+
     def end(self) -> str:
-        self.process.wait(300)
+        self.process.wait()
         self._reader.join(10)
         return "".join(self.lines)
 
 
 def results(folder: Path) -> dict[int, dict]:
-    """The last record of every iteration: one that was played again after a kill stands there twice."""
-    found = {}
-    for file in folder.glob("*/result.json"):
-        for line in file.read_text().splitlines():
-            record = json.loads(line)
-            found[record["training_iteration"]] = record
+    """The record of every iteration; one that was played again after a kill stands there once."""
+    lines = [line for file in folder.glob("*/result.json") for line in file.read_text().splitlines()]
+    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last one is being written
+    found = {record["training_iteration"]: record for record in records}
+    assert len(found) == len(records)
     return found
 
 
@@ -98,30 +136,34 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     return results(folder / "run")
 
 
-@pytest.mark.timeout(400)  # three starts of Ray
-def test_a_driver_that_is_killed_again_and_again_ends_with_the_same_numbers(left_alone, tmp_path: Path):
+WORKERS = {
+    "algorithm": "ray::VLMPPO",
+    "env runner": "ray::VLMEnvRunner",
+    "learner": "ray::_WrappedExecutable",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # five starts of Ray
+def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_path: Path):
     folder = tmp_path / "a b||ü"  # no path is too odd to be resumed
     folder.mkdir()
     (folder / "x.yaml").write_text(RUN)
-    moments = random.Random(0)
+    chance = random.Random(SEED)
+    plan = ["driver"] * 3 + ["algorithm"] + ["env runner"] * 2 + ["learner"] * 2
+    chance.shuffle(plan)
+    print(f"KILL_SEED={SEED}: {plan}")
     run = Run(folder, "--name", "run")
-    kills = 0
-    while kills < 2:
-        before = max(results(folder / "run"), default=0)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and run.process.poll() is None:
-            if max(results(folder / "run"), default=0) > before:
-                break
-            time.sleep(0.2)
-        time.sleep(moments.uniform(0.0, 1.0))
-        if run.process.poll() is not None:
-            break
-        run.kill()
-        kills += 1
-        run = Run(folder, "--resume", str(folder / "run"))
+    for victim in plan:
+        run.get_further()
+        time.sleep(chance.uniform(0.0, 0.5))
+        if victim == "driver":
+            run.kill()
+            run = Run(folder, "--resume", str(folder / "run"))
+        else:
+            run.lose(WORKERS[victim])
     out = run.end()
     assert run.process.returncode == 0, out
-    assert kills == 2
     found = results(folder / "run")
     assert found.keys() == left_alone.keys()
     for iteration, record in left_alone.items():
@@ -129,7 +171,31 @@ def test_a_driver_that_is_killed_again_and_again_ends_with_the_same_numbers(left
             assert number(found[iteration], path) == pytest.approx(
                 number(record, path), rel=1e-6, nan_ok=True
             ), f"{path} of iteration {iteration}"
-    assert (
-        found[max(found)]["evaluation"]["num_successes"]
-        == left_alone[max(left_alone)]["evaluation"]["num_successes"]
-    )
+    last = max(left_alone)
+    assert found[last]["evaluation"]["num_successes"] == left_alone[last]["evaluation"]["num_successes"]
+    (trial,) = (folder / "run").glob("*/")
+    kept = sorted(path.name for path in trial.glob("checkpoint_*"))
+    assert len(kept) == 2, f"num_to_keep holds across kills: {kept}"
+    assert not list(trial.glob(".*.tmp"))
+    assert json.loads((trial / "results.json").read_text())["final"]["episodes"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_simulators_that_are_killed_are_replaced_and_every_episode_is_counted(tmp_path: Path):
+    text = RUN.replace("simulation: {", "simulation: {process: subprocess, ")
+    (tmp_path / "x.yaml").write_text(text)
+    chance = random.Random(SEED)
+    print(f"KILL_SEED={SEED}")
+    run = Run(tmp_path, "--name", "run")
+    for _ in range(2):
+        run.get_further()
+        time.sleep(chance.uniform(0.0, 0.5))
+        run.lose(WORKERS["env runner"], child=True)
+    out = run.end()
+    assert run.process.returncode == 0, out
+    found = results(tmp_path / "run")
+    assert sorted(found) == list(range(1, UPDATES + 3))
+    assert [number(r, "num_updates") for _, r in sorted(found.items())] == [0, 0, *range(1, UPDATES + 1)]
+    sampled = [r for r in found.values() if r["num_updates"]]
+    assert {number(r, "env_runners/num_episodes") for r in sampled} == {8}

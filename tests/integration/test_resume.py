@@ -92,6 +92,46 @@ def test_the_same_numbers_come_out(name, training, runners, stop, tmp_path):
         np.testing.assert_array_equal(same_end[weight], value, err_msg=weight)
 
 
+def test_a_warm_start_goes_on_with_the_demonstrations_it_had(tmp_path):
+    config = (
+        tiny_config("ppo", observation="vision")
+        .training(total_updates=1)
+        .warm_start(
+            updates=5, lr=5e-3, episodes_per_update=3, buffer_episodes=6, replay_ratio=1.0,
+            policy_share=0.5, grounding_updates=2,
+        )
+        .debugging(seed=3)
+    )  # fmt: skip
+    whole, end = run(config, 6, save=tmp_path / "end")
+    before, _ = run(config, 3, save=tmp_path / "state")
+    kept = {file.name for file in (tmp_path / "state" / "demonstrations").iterdir()}
+    assert kept == {"grounding.parquet", "imitation.parquet"}, "nothing that must be unpickled"
+    after, same_end = run(config, 3, restore=tmp_path / "state")
+    for expected, found in zip(whole, [*before, *after], strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    for weight, value in end.items():
+        np.testing.assert_array_equal(same_end[weight], value, err_msg=weight)
+    assert not (tmp_path / "end" / "demonstrations").exists(), "nothing reads them after the warm start"
+
+
+def test_a_finished_run_may_be_made_longer(tmp_path):
+    config = (
+        configuration("grpo")
+        .training(total_updates=1, lr_schedule="constant")
+        .evaluation(evaluation_at=("final",))
+    )
+    longer = config.copy(copy_frozen=False).training(total_updates=3)
+    whole, end = run(longer, 5)
+    short, _ = run(config, 3, save=tmp_path / "state")
+    assert "evaluation/success_rate" in short[-1]
+    after, same_end = run(longer, 2, restore=tmp_path / "state")
+    assert [r["num_updates"] for r in after] == [2, 3]
+    assert "evaluation/success_rate" in after[-1] and "evaluation/success_rate" not in after[0]
+    for weight, value in end.items():
+        np.testing.assert_array_equal(same_end[weight], value, err_msg=weight)
+    assert whole[-1]["evaluation/success_rate"] == after[-1]["evaluation/success_rate"]
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_run_may_take_another(tmp_path):
     config = configuration("ppo")
     run(config, 2, save=tmp_path / "checkpoint_000001")

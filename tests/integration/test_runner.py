@@ -11,8 +11,10 @@ import pytest
 import ray
 
 from rllib_vlm.config import runner
-from rllib_vlm.config.evaluation import evaluate_checkpoint
+from rllib_vlm.config.checkpoints import find_checkpoint
+from rllib_vlm.config.evaluation import prepare
 from rllib_vlm.config.loader import load
+from rllib_vlm.config.resuming import Length
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
 # The smallest real algorithm there is; everything here holds for any.
@@ -112,21 +114,29 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
     lines = (results.parent / "result.json").read_text().splitlines()
     assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3]
 
+    with pytest.raises(RLlibVLMError, match="every trial of this run is finished.*--stop"):
+        runner.run(again, resume=tmp_path / "run")
+    with pytest.raises(RLlibVLMError, match="not both"):
+        runner.run(again, resume=tmp_path / "run", overwrite=True)
+    with pytest.raises(RLlibVLMError, match="every trial of this run is finished"):
+        runner.run(again, resume=tmp_path / "run", length=Length(stop={"training_iteration": 3}))
+    longer = runner.run(again, resume=tmp_path / "run", length=Length(stop={"training_iteration": 5}))
+    assert not longer.failures
+    lines = (results.parent / "result.json").read_text().splitlines()
+    assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3, 4, 5]
     with pytest.raises(RLlibVLMError, match="every trial of this run is finished"):
         runner.run(again, resume=tmp_path / "run")
 
-    checkpoint = runner.find_checkpoint(tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run")
     assert checkpoint.parent == results.parent
-    assert runner.find_checkpoint(results.parent) == checkpoint == runner.find_checkpoint(checkpoint)
-    metrics = evaluate_checkpoint(
-        checkpoint, episodes=3, overrides=["evaluation.evaluation_num_env_runners=0"]
-    )
+    assert find_checkpoint(results.parent) == checkpoint == find_checkpoint(checkpoint)
+    metrics = prepare(checkpoint, episodes=3, overrides=["evaluation.evaluation_num_env_runners=0"]).run()
     assert metrics["env_runners/num_episodes"] == 3
     json.dumps(metrics)
     with pytest.raises(ConfigErrors, match="Did you mean 'evaluation_interval'"):
-        evaluate_checkpoint(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
+        prepare(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
     with pytest.raises(RLlibVLMError, match="no splits"):
-        evaluate_checkpoint(checkpoint, split="train")
+        prepare(checkpoint, split="train")
 
 
 def test_trackers_named_in_the_file_log_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -74,7 +74,9 @@ def test_a_missing_file_is_a_clean_refusal(capsys: pytest.CaptureFixture[str]):
     [
         ("train", "--run", "VLMPPO"),
         ("train", "--run", "VLMPPO", "--env", "spoc", "file", "x.yaml"),
-        ("train", "file", "x.yaml", "--resume", "d", "--stop", "a=1"),
+        ("train", "file", "x.yaml", "--resume", "d", "--name", "a"),
+        ("train", "file", "x.yaml", "--resume", "d", "--num-samples", "2"),
+        ("train", "file", "x.yaml", "--resume", "d", "--overwrite"),
         ("no-such-command",),
     ],
 )
@@ -158,7 +160,56 @@ def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run("demos", "frozen_lak", folder) == 2
 
 
-@pytest.mark.parametrize("folder", ["", "nowhere", "."])
+def test_demos_write_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "cards.json"
+    asked = ("demos", "cards", file, "--format", "llava", "--episodes", 3, "--set", "observation=text")
+    assert run(*asked, "--prompting", "template=short") == 0
+    assert "3 conversations" in capsys.readouterr().out
+    items = json.loads(file.read_text())
+    assert [m["from"] for m in items[0]["conversations"]] == ["human", "gpt"]
+    assert json.loads(items[0]["conversations"][1]["value"]).keys() == {"cards", "number", "formula"}
+    assert run(*asked) == 2, "never overwrites"
+    assert run("demos", "cards", tmp_path / "x", "--format", "lava") == 2
+    assert run("demos", "cards", tmp_path / "x", "--split", "rule_odd") == 2
+    assert "has no 'rule_odd'. Did you mean 'rule_ood'?" in capsys.readouterr().err
+    assert run("demos", "cards", tmp_path / "x", "--prompting", "template=short") == 2
+
+
+LAKE = "tuned_examples/frozen_lake_grpo.yaml"
+
+
+def test_a_folder_that_is_taken_is_refused_and_only_a_run_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tuner.pkl").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    train = ("train", "file", LAKE, "--storage", tmp_path)
+    for arguments, why in (
+        (("--name", "run"), f"run holds a run already; go on with it (--resume {tmp_path / 'run'})"),
+        (("--name", "mine"), "mine exists and is no run's folder"),
+        (("--name", "mine", "--overwrite"), "mine exists and is no run's folder"),
+        (("--name", "file", "--overwrite"), "file exists and is no run's folder"),
+        (("--overwrite",), "give --name too"),
+    ):
+        assert run(*train, *arguments) == 2
+        error = capsys.readouterr().err
+        assert why in error and error.count("\n") == 1, error
+    assert (tmp_path / "mine" / "thesis.tex").exists() and (tmp_path / "file").exists()
+
+
+def test_a_resumed_run_may_be_longer_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "tuner.pkl").touch()
+    resume = ("train", "file", LAKE, "--resume", tmp_path)
+    assert run(*resume, "--set", "training.lr=1", "--set", "num_samples=2", "--set", "stop.x=1") == 2
+    error = capsys.readouterr().err
+    assert "3 problems" in error and error.count("--set training.total_updates") == 3
+    assert "--set training.lr: a resumed run keeps its settings" in error
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere", ".", "~no-such-user", "x" * 300])
 def test_resume_of_what_is_no_run_is_refused_before_ray_starts(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -167,7 +218,8 @@ def test_resume_of_what_is_no_run_is_refused_before_ray_starts(
     monkeypatch.chdir(tmp_path)
     before = ray.is_initialized()  # other tests may have a cluster up
     assert run("train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--resume", folder) == 2
-    assert "holds no run to resume" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and folder.strip(".")[:20] in error
     assert ray.is_initialized() == before and not list(tmp_path.iterdir())
 
 
@@ -214,7 +266,7 @@ def test_data_city_convert_and_check(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("city", "--layout", "cubes"), "--layout has no 'cubes'"),
         (("city", "--width", "130"), "multiple of 4"),
         (("check",), "route_infos.json"),
-        (("convert",), "gps_pano_mapping.pkl"),
+        (("convert",), "nowhere is no readable pickle: FileNotFoundError"),
     ],
 )
 def test_data_commands_refuse_cleanly(

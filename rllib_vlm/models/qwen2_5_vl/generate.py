@@ -2,7 +2,7 @@
 
 Three things make it quick for many short answers to long prompts: the beginning that all prompts
 share (system message, format, list of actions) is computed once; prompts stand left-aligned, so
-prefill needs no padding mask; and a decoding step is a handful of tensor operations on a cache
+prefill needs no padding mask; and a decoding step is a handful of tensor operations (`fused`) on a cache
 allocated once, from which finished rows are dropped.
 """
 
@@ -14,33 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rllib_vlm.models.qwen2_5_vl.decoder import angles, attend, run_layers
+from rllib_vlm.models.qwen2_5_vl.cache import Cache
+from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
+from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
 from rllib_vlm.models.sampling import sample
 from rllib_vlm.types import SamplingParams
 
 _MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a pass of its own
-
-
-@dataclass(slots=True)
-class Cache:
-    """Keys and values of every layer, [layers, B, G, S, d], the first `used` of S filled."""
-
-    keys: Tensor
-    values: Tensor
-    used: int = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes behind `used`; returns all keys and values up to there. `used` moves after the last layer."""
-        end = self.used + k.shape[2]
-        self.keys[layer, :, :, self.used : end] = k
-        self.values[layer, :, :, self.used : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +68,12 @@ def sample_batch(
     """
     batch, width = prefill.embeddings.shape[:2]
     steps = sampling.max_new_tokens
-    cache = _empty_cache(language, batch, width + steps, prefill.embeddings)
-    hidden = _run_prompts(language, prefill, cache)
+    cache = Cache.empty(language, batch, width + steps, prefill.embeddings)
+    layers = FusedLayers.of(language) or _Modules(language)
+    hidden = _run_prompts(language, layers, prefill, cache)
     next_position = _last(prefill.positions.amax(0), prefill.lengths) + 1  # [B]
     text_positions = next_position[:, None] + torch.arange(steps, device=next_position.device)
-    cos, sin = angles(language, text_positions.expand(3, -1, -1), prefill.embeddings)
+    cos, sin = layers.turns(*angles(language, text_positions.expand(3, -1, -1), prefill.embeddings))
     slots = torch.arange(width + steps, device=next_position.device)
     padding = (slots >= prefill.lengths[:, None]) & (slots < width)
     mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)
@@ -114,26 +99,40 @@ def sample_batch(
             keep = torch.tensor([i for i, row in enumerate(alive) if row not in done], device=mask.device)
             alive = [row for row in alive if row not in done]
             cache.select(keep)
-            drawn, cos, sin, mask = drawn[keep], cos[keep], sin[keep], mask[keep]
-        at = cache.used + 1
-        hidden = _advance(
-            language, drawn, cos[:, step : step + 1], sin[:, step : step + 1], cache, mask[..., :at]
-        )
+            drawn, cos, sin, mask = drawn[keep], cos[:, keep], sin[:, keep], mask[keep]
+        hidden = layers.advance(drawn, cos[step], sin[step], cache, mask[..., : cache.used + 1])
     return [
         (np.asarray(i, dtype=np.int64), np.asarray(p, dtype=np.float32))
         for i, p in zip(ids, logprobs, strict=True)
     ]
 
 
-def _empty_cache(language: Any, batch: int, size: int, like: Tensor) -> Cache:
-    config = language.config
-    heads, width = config.num_key_value_heads, language.layers[0].self_attn.head_dim
-    shape = (len(language.layers), batch, heads, size, width)
-    # Zeros, not empty: masked slots still meet a weight of 0, and 0 times NaN is NaN.
-    return Cache(like.new_zeros(shape), like.new_zeros(shape))
+class _Modules:
+    """The same by the model's own modules, whatever they are made of."""
+
+    def __init__(self, language: Any) -> None:
+        self._language = language
+
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        return run_layers(self._language, x, cos, sin, attend)[0]
+
+    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return cos.transpose(0, 1), sin.transpose(0, 1)
+
+    def advance(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        def one(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = cache.append(i, k, v)
+            b, heads, _, d = q.shape
+            grouped = q.reshape(b, keys.shape[1], heads // keys.shape[1], d)
+            return F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(b, heads, 1, d)
+
+        x = self._language.embed_tokens(ids[:, None])
+        hidden, _ = run_layers(self._language, x, cos[:, None], sin[:, None], one)
+        cache.used += 1
+        return hidden[:, 0]
 
 
-def _run_prompts(language: Any, prefill: Prefill, cache: Cache) -> Tensor:
+def _run_prompts(language: Any, layers: FusedLayers | _Modules, prefill: Prefill, cache: Cache) -> Tensor:
     """[B, D] hidden states of the prompts' last tokens; fills the cache."""
     x = prefill.embeddings
     cos, sin = angles(language, prefill.positions, x)
@@ -144,9 +143,9 @@ def _run_prompts(language: Any, prefill: Prefill, cache: Cache) -> Tensor:
         return attend(q, k, v, None)
 
     if not shared:
-        hidden, _ = run_layers(language, x, cos, sin, first)
+        hidden = layers.run(x, cos, sin, first)
     else:
-        run_layers(language, x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
+        layers.run(x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
         cache.used = shared
         columns = torch.arange(width, device=x.device)
         hidden_from = columns[None, :] > columns[shared:, None]
@@ -155,25 +154,9 @@ def _run_prompts(language: Any, prefill: Prefill, cache: Cache) -> Tensor:
         def rest(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, *cache.append(i, k, v), mask)
 
-        hidden, _ = run_layers(language, x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
+        hidden = layers.run(x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
     cache.used = width
     return _last(hidden, prefill.lengths - shared)
-
-
-def _advance(language: Any, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor) -> Tensor:
-    """[B, D] hidden states behind one more token each; grows the cache by it."""
-
-    def one(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.append(i, k, v)
-        # The heads that share a key head become its queries: no copy of the cache per head.
-        b, heads, _, d = q.shape
-        grouped = q.reshape(b, keys.shape[1], heads // keys.shape[1], d)
-        out = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        return out.reshape(b, heads, 1, d)
-
-    hidden, _ = run_layers(language, language.embed_tokens(ids[:, None]), cos, sin, one)
-    cache.used += 1
-    return hidden[:, 0]
 
 
 def _last(values: Tensor, lengths: Tensor) -> Tensor:

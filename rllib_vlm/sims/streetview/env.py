@@ -97,6 +97,7 @@ class StreetView(Simulator):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
     reset_options: ClassVar[tuple[str, ...]] = options_.RESET_OPTIONS
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     # Of the default arguments; an instance has its own.
     actions: ClassVar[ActionSet] = action_names(absolute=True)
     description: ClassVar[str] = description(absolute=True, vision=True)
@@ -221,7 +222,7 @@ class StreetView(Simulator):
         self.tries = self.settings.verify_iter
         self._place: Geocode = self.rail.nodes[0].place
         self._pano: str | None = self.rail.nodes[0].pano_id
-        self._seen = [self.node.observation]
+        self._seen: list[str] = [self.node.observation]
         self._done: list[str] = []
         self._grade: Grade | None = None
         self._verdicts: dict[Verdict, int] = {}

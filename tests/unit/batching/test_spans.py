@@ -32,11 +32,12 @@ def test_the_innermost_part_with_a_weight_counts():
 @given(st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=20))
 def test_the_tokens_of_a_part_are_those_of_its_text(family, said):
     parser = build_parser("grounding")
-    text = parser.format(Demonstration(actions=("left",), observation=said, reasoning="go"))
+    actions = ActionSet(("left",))
+    text = parser.format(Demonstration(actions=("left",), observation=said, reasoning="go"), actions)
     ids = family.encode_answer(text)
     ends = family.char_ends(ids)
     assert len(ends) == len(ids) and ends[-1] == len(text)
-    spans = parser(family.decode(ids), ActionSet(("left",)), 1).spans
+    spans = parser(family.decode(ids), actions, 1).spans
     weights = token_weights(spans, ends, {"answer": 1.0, "rest": 0.0})
     inside = family.decode(ids[weights == 1.0])
     assert inside.strip("<>/") == "left"  # its tokens may share a bracket, never a neighbour's text

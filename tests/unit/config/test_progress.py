@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import cloudpickle
 import pytest
 
-from rllib_vlm.config.progress import KeepFiles, MetricStopper, ProgressLines
+from rllib_vlm.config.progress import MetricStopper, ProgressLines
+from rllib_vlm.config.records import KeepFiles
 
 
 def result(iteration: int, **values) -> dict:

@@ -29,6 +29,7 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 ANY_TEXT = st.one_of(st.text(), st.lists(FRAGMENTS, max_size=24).map("".join))
+TEXT_ACTIONS = ActionSet(fields={"see": ["a", "b"], "current plan": "go on", "go": "north"})
 SAID = st.one_of(st.text(max_size=30), st.lists(FRAGMENTS, max_size=6).map("".join))
 
 
@@ -57,7 +58,8 @@ def test_a_formatted_demonstration_parses_back(
 ) -> None:
     parser = build_parser(name, strict=strict)
     text = parser.format(
-        Demonstration(actions=tuple(actions), observation=said[0], reasoning=said[1], prediction=said[2])
+        Demonstration(actions=tuple(actions), observation=said[0], reasoning=said[1], prediction=said[2]),
+        ACTIONS,
     )
     parsed = parser(text + "<|im_end|>\n", ACTIONS, 4)
     assert parsed.valid, parsed.reason
@@ -153,7 +155,11 @@ def test_the_form_shown_to_the_model_is_an_answer_the_parser_accepts(name: str, 
         ("json", '{"thoughts": 3, "actions": ["done"]}', "'thoughts' is a int, not a string"),
         ("json_grounding", '{"current observation": "a"}', "no 'action'"),
         ("json_grounding", '{"action": 3}', "'action' is a int, neither a string nor a list of strings"),
-        ("json_grounding", '{"current observation": 3, "action": "done"}', "is a int, not a string"),
+        (
+            "json_grounding",
+            '{"current observation": 3, "action": "done"}',
+            "'current observation' is a int, not a string",
+        ),
     ],
 )
 def test_an_invalid_answer_has_no_actions_and_a_precise_reason(name: str, text: str, reason: str) -> None:
@@ -231,7 +237,7 @@ def test_an_invalid_answer_keeps_the_spans_read_so_far() -> None:
 @pytest.mark.parametrize("separator", ["|", " ", ";"])
 def test_other_separators(name: str, separator: str) -> None:
     parser = build_parser(name, separator=separator)
-    text = parser.format(Demonstration(actions=("done", "move_ahead")))
+    text = parser.format(Demonstration(actions=("done", "move_ahead")), ACTIONS)
     assert f"done{separator}move_ahead" in text
     assert parser(text, ACTIONS, 4).actions == ("done", "move_ahead")
 
@@ -239,7 +245,7 @@ def test_other_separators(name: str, separator: str) -> None:
 def test_an_expert_that_gave_up_writes_an_empty_answer() -> None:
     for name in NAMES:
         parser = build_parser(name)
-        assert parser(parser.format(Demonstration(actions=())), ACTIONS, 4).reason == "empty answer"
+        assert parser(parser.format(Demonstration(actions=()), ACTIONS), ACTIONS, 4).reason == "empty answer"
 
 
 def test_wrong_options_say_what_was_meant() -> None:
@@ -256,10 +262,91 @@ def test_wrong_options_say_what_was_meant() -> None:
 def test_padding_puts_a_blank_before_what_is_said_and_parses_the_same():
     said = Demonstration(actions=("move_ahead",), observation="red mug ahead", reasoning="approach")
     padded, plain = build_parser("grounding", padded=True), build_parser("grounding")
-    assert "<observation> red mug ahead</observation>" in padded.format(said)
-    assert "<answer>move_ahead</answer>" in padded.format(said)
     actions = ActionSet(names=("move_ahead",))
-    assert padded(padded.format(said), actions, 1).actions == plain(plain.format(said), actions, 1).actions
+    assert "<observation> red mug ahead</observation>" in padded.format(said, actions)
+    assert "<answer>move_ahead</answer>" in padded.format(said, actions)
+    assert (
+        padded(padded.format(said, actions), actions, 1).actions
+        == plain(plain.format(said, actions), actions, 1).actions
+    )
+
+
+# Free-text actions: the object is the action.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=ANY_TEXT)
+@settings(max_examples=100, deadline=None)
+def test_no_text_makes_a_parser_of_free_text_raise(name: str, text: str) -> None:
+    parsed = build_parser(name)(text, TEXT_ACTIONS, 1)
+    assert parsed.valid == bool(parsed.actions)
+    assert parsed.valid or parsed.reason
+    assert all(0 <= start <= stop <= len(text) for start, stop in parsed.spans.values())
+    parsed.reason.encode()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("max_actions", [1, 3])
+def test_the_form_shown_for_free_text_is_an_answer_the_parser_accepts(name: str, max_actions: int) -> None:
+    parser = build_parser(name)
+    form = parser.instructions(TEXT_ACTIONS, max_actions).splitlines()[1]
+    parsed = parser(form, TEXT_ACTIONS, max_actions)
+    assert parsed.actions == ('{"see": ["a", "b"], "current plan": "go on", "go": "north"}',)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_free_text_of_an_expert_arrives_as_it_was_written(name: str) -> None:
+    parser = build_parser(name)
+    said = '{\n  "see": [1, ],\n  "more": {}, "current plan": "x, }",\n  "go": "é"\n,}'
+    text = parser.format(Demonstration(actions=(said,), reasoning="so"), TEXT_ACTIONS)
+    parsed = parser(text + "<|im_end|>", TEXT_ACTIONS, 1)
+    assert parsed.valid, parsed.reason
+    assert parsed.actions == (said,)
+    start, stop = parsed.spans["answer"]
+    assert text[start:stop] == '"é"'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty answer"),
+        ("<|im_end|>", "empty answer"),
+        ("north", "no JSON object"),
+        ('{"see": 1, "go": 2}', "no member 'current plan' (nearest: "),
+        ('{"see": 1, "current plan": 2, "goo": 3}', "no member 'go' (nearest: 'goo')"),
+        ('{"see": 1, "current plan": 2, "go": 3} ok', "text after '}': 'ok'"),
+        ('{"see": 1, "current plan": ', "broken JSON at character"),
+    ],
+)
+def test_broken_free_text_is_refused_unless_the_simulator_grades_it(text: str, reason: str) -> None:
+    parsed = build_parser("json")(text, TEXT_ACTIONS, 1)
+    assert not parsed.valid
+    assert parsed.reason.startswith(reason)
+    verbatim = build_parser("json", verbatim=True)(text, TEXT_ACTIONS, 1)
+    assert verbatim.actions == (() if reason == "empty answer" else (text.strip(),))
+    assert verbatim.reason.startswith(reason)
+
+
+def test_text_around_an_object_is_cut_where_that_is_forgiven() -> None:
+    answer = '{"see": 1, "current plan": 2, "go": 3}'
+    parsed = build_parser("json", strict=False)(f"```json\n{answer}\n```", TEXT_ACTIONS, 1)
+    assert parsed.actions == (answer,)
+
+
+def test_spans_of_free_text_are_what_leads_to_the_decision_and_the_decision() -> None:
+    text = ' {"see": [1, ], "current plan": "a", "go": "b", }'
+    parsed = build_parser("json")(text, TEXT_ACTIONS, 1)
+    found = {part: text[start:stop] for part, (start, stop) in parsed.spans.items()}
+    assert found == {"think": '{"see": [1, ], "current plan": "a", "go": ', "answer": '"b"'}
+
+
+def test_an_action_set_has_names_or_fields() -> None:
+    with pytest.raises(ValueError, match="either names or fields"):
+        ActionSet()
+    with pytest.raises(ValueError, match="either names or fields"):
+        ActionSet(names=("left",), fields={"go": "left"})
+    assert TEXT_ACTIONS.is_text and TEXT_ACTIONS.resolve(" Go ") == " Go "
+    assert not ACTIONS.is_text
 
 
 def test_json_grounding_reads_the_original_form_with_its_trailing_comma() -> None:

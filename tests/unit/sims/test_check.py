@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rllib_vlm.errors import SimulatorError
+from rllib_vlm.json_object import read_object
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.sims.check import check_simulator
 from rllib_vlm.types import ActionSet
@@ -50,6 +51,41 @@ class Counting(Simulator):
 
 def test_a_sound_simulator_passes() -> None:
     check_simulator(Counting)
+
+
+class Telling(Counting):
+    """Counts to what it is told."""
+
+    actions = ActionSet(fields={"by": 2})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Text(100)
+
+    def step(self, action: str) -> Step:
+        try:
+            wait = read_object(action)["by"].value != 2
+        except (ValueError, KeyError):
+            wait = True
+        return super().step(int(wait))
+
+    def idle(self) -> Step:
+        return self.step("")
+
+
+def test_a_sound_simulator_of_free_text_passes() -> None:
+    check_simulator(Telling)
+
+
+def test_free_text_needs_a_space_of_texts() -> None:
+    with pytest.raises(SimulatorError, match="not a Text"):
+        check_simulator(Numbered)
+
+
+class Numbered(Telling):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(2)
 
 
 class Unseeded(Counting):

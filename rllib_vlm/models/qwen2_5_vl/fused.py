@@ -1,0 +1,161 @@
+"""The language model's layers for sampling: fewer, larger products than its modules make.
+
+A decoding step of a tiny model is overhead: a few dozen operations a layer of some microseconds each, on tensors
+of a few rows. Here the projections that read the same input are one matrix, the rotary embedding's second half is
+part of that matrix (a rotation is linear, so `rotated(W x) = rotated(W) x`), and residuals are added by the
+product that follows. Same numbers, to float precision; tests hold them to the modules' own.
+
+The matrices are copies, made anew for each batch of completions, so they are for models that are small beside
+what sampling itself holds; others go through `decoder.run_layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_vlm.models.qwen2_5_vl.cache import Cache
+from rllib_vlm.models.qwen2_5_vl.decoder import Attend, rms_norm, rotate
+
+_LARGEST = 32_000_000  # parameters of the layers; copies of more are not worth it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """One layer's weights. N = (H + 2 G) d is the width of queries, keys and values together."""
+
+    qkv: Tensor  # [2 N, D]: W, and behind it the rows that give the rotated halves
+    bias: Tensor | None  # [2 N]
+    out: Tensor  # [H d, D]
+    gate_up: Tensor  # [2 I, D]
+    down: Tensor  # [I, D]
+    attention_norm: Any
+    mlp_norm: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayers:
+    """The layers of a language model, for prompts (`run`) and for one more token each (`advance`)."""
+
+    layers: Sequence[_Layer]
+    embedding: Tensor  # [V, D]
+    norm: Any
+    heads: int
+    groups: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, language: Any) -> FusedLayers | None:
+        """Of transformers' Qwen2.5-VL language model as it is now; None where modules are more than plain linear
+        layers (adapters) or the copies would be large.
+        """
+        config = language.config
+        if sum(p.numel() for p in language.layers.parameters()) > _LARGEST:
+            return None
+        if not all(type(m) is nn.Linear for layer in language.layers for m in _linears(layer)):
+            return None
+        head_dim = language.layers[0].self_attn.head_dim
+        return cls(
+            [_fuse(layer, head_dim) for layer in language.layers],
+            language.embed_tokens.weight,
+            language.norm,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            head_dim,
+        )
+
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Last hidden states [B, L, D] of embeddings `x` [B, L, D], final norm included; see `decoder.run_layers`.
+
+        Args:
+            cos: [B, L, 1, d / 2], as of `decoder.angles`.
+            sin: the same.
+            attend: what queries attend to.
+        """
+        b, length, _ = x.shape
+        heads, groups, d = self.heads, self.groups, self.head_dim
+        width = (heads + 2 * groups) * d
+        for i, layer in enumerate(self.layers):
+            h = rms_norm(layer.attention_norm, x)
+            bias = None if layer.bias is None else layer.bias[:width]
+            qkv = F.linear(h, layer.qkv[:width], bias).view(b, length, -1, d)
+            qk = rotate(qkv[:, :, : heads + groups], cos, sin).transpose(1, 2)
+            out = attend(i, qk[:, :heads], qk[:, heads:], qkv[:, :, heads + groups :].transpose(1, 2))
+            x = x + out.transpose(1, 2).reshape(b, length, -1) @ layer.out
+            x = x + _mlp(layer, rms_norm(layer.mlp_norm, x))
+        return rms_norm(self.norm, x)
+
+    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles [B, T, 1, d / 2] as `advance` takes them, [T, B, N]; values turn by none."""
+        heads = self.heads + self.groups
+        wide = [a[:, :, 0].transpose(0, 1).repeat(1, 1, 2 * heads) for a in (cos, sin)]
+        values = (*wide[0].shape[:2], self.groups * self.head_dim)
+        return torch.cat([wide[0], cos.new_ones(values)], -1), torch.cat([wide[1], sin.new_zeros(values)], -1)
+
+    def advance(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """Hidden states [B, D] behind one more token each; grows the cache by it.
+
+        Args:
+            ids: int64 [B].
+            cos: [B, N] of this step, from `turns`.
+            sin: the same.
+            mask: additive, [B, 1, 1, S] with S tokens in the cache, the new one included.
+        """
+        x = F.embedding(ids, self.embedding)
+        b, width, queries = len(ids), cos.shape[-1], self.heads * self.head_dim
+        at, groups = cache.used, self.groups
+        for i, layer in enumerate(self.layers):
+            y = F.linear(rms_norm(layer.attention_norm, x), layer.qkv, layer.bias)
+            y = torch.addcmul(y[:, :width] * cos, y[:, width:], sin)
+            own = cache.pairs[i]
+            own[:, :, at] = y[:, queries:].view(b, 2 * groups, self.head_dim)
+            # The heads that share a key head become its queries: no copy of the cache per head.
+            q = y[:, :queries].view(b, groups, -1, self.head_dim)
+            out = F.scaled_dot_product_attention(
+                q, own[:, :groups, : at + 1], own[:, groups:, : at + 1], mask
+            )
+            x = torch.addmm(x, out.reshape(b, queries), layer.out)
+            x = x + _mlp(layer, rms_norm(layer.mlp_norm, x))
+        cache.used += 1
+        return rms_norm(self.norm, x)
+
+
+def _mlp(layer: _Layer, h: Tensor) -> Tensor:
+    gate, up = F.linear(h, layer.gate_up).chunk(2, -1)
+    return (F.silu(gate) * up) @ layer.down
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _fuse(layer: Any, head_dim: int) -> _Layer:
+    q, k, v, out, gate, up, down = _linears(layer)
+    weight = torch.cat([m.weight for m in (q, k, v)])
+    rotated = [_rotated(m.weight, head_dim) for m in (q, k)]
+    bias = None
+    if q.bias is not None:
+        biases = [_rotated(m.bias[:, None], head_dim)[:, 0] for m in (q, k)]
+        bias = torch.cat([q.bias, k.bias, v.bias, *biases, torch.zeros_like(v.bias)])
+    return _Layer(
+        qkv=torch.cat([weight, *rotated, torch.zeros_like(v.weight)]),
+        bias=bias,
+        out=out.weight.t(),
+        gate_up=torch.cat([gate.weight, up.weight]),
+        down=down.weight.t(),
+        attention_norm=layer.input_layernorm,
+        mlp_norm=layer.post_attention_layernorm,
+    )
+
+
+def _rotated(rows: Tensor, head_dim: int) -> Tensor:
+    """Of rows [n d, D] that give n heads of halves (a, b), those that give (-b, a)."""
+    a, b = rows.view(-1, 2, head_dim // 2, rows.shape[-1]).unbind(1)
+    return torch.stack([-b, a], 1).reshape(rows.shape)
