@@ -126,7 +126,7 @@ def make_ready(folder: Path, *, length: Length, manifests: bool) -> list[str]:
 def _notes(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file Tune will read, and the newest notes that are whole."""
     files = sorted(folder.glob(_STATES), reverse=True)
-    for file in [*files, folder / NOTES]:
+    for file in [*files[:1], folder / NOTES, *files[1:]]:
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             if state["trial_data"] and isinstance(state["runner_data"], dict):

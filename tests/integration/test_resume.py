@@ -125,7 +125,7 @@ def test_a_finished_run_may_be_made_longer(tmp_path):
     short, _ = run(config, 3, save=tmp_path / "state")
     assert "evaluation/success_rate" in short[-1]
     after, same_end = run(longer, 2, restore=tmp_path / "state")
-    assert [r["num_updates"] for r in after] == [2, 3]
+    assert [r["training_iteration"] for r in after] == [4, 5], "the length is that of the whole run"
     assert "evaluation/success_rate" in after[-1] and "evaluation/success_rate" not in after[0]
     for weight, value in end.items():
         np.testing.assert_array_equal(same_end[weight], value, err_msg=weight)

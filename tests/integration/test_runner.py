@@ -1,6 +1,7 @@
 """Experiment files through Tune: grids, failure and resumption, the files a run leaves behind."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from rllib_vlm.algorithms.manifest import damage
 from rllib_vlm.config import runner
 from rllib_vlm.config.checkpoints import find_checkpoint
 from rllib_vlm.config.evaluation import prepare
@@ -137,6 +139,56 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
         prepare(checkpoint, overrides=["evaluation.evaluation_intervall=0"])
     with pytest.raises(RLlibVLMError, match="no splits"):
         prepare(checkpoint, split="train")
+
+
+FILLS_THE_DISK = """
+import os
+from pathlib import Path
+
+from tiny import tiny_config
+
+from rllib_vlm.callbacks.report import Report
+from rllib_vlm.guard.collapse_guard import CollapseGuard
+
+REST = {rest!r}
+
+def on_train_result(*, algorithm, result, **kwargs):
+    if algorithm.iteration == 2:
+        with open(REST, "wb", buffering=0) as file:
+            file.write(bytes(64 << 20))  # as much of it as there is room for
+    if algorithm.iteration == 4:
+        os.unlink(REST)
+
+config = tiny_config("grpo").training(total_updates=5)
+config.evaluation(evaluation_at=("start", "final"), evaluation_interval=2)
+config.callbacks([Report, CollapseGuard], on_train_result=on_train_result)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_ends_the_write_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        (experiment,) = load(write(tmp_path, FILLS_THE_DISK.format(rest=str(disk / "rest")), "fills.py"))
+        experiment.checkpoints.checkpoint_frequency = 1
+        experiment.checkpoints.num_to_keep = 3
+        outcome = runner.run(experiment, storage=disk, name="run")
+        assert not outcome.failures and not outcome.interrupted
+        (trial,) = (d for d in outcome.folder.iterdir() if d.is_dir())
+        kept = sorted(trial.glob("checkpoint_*"))
+        assert not [d for d in kept if damage(d)]
+        assert not list(trial.glob(".*.tmp"))
+        made_after = [json.loads((d / "policy.json").read_text())["training_iteration"] for d in kept]
+        assert made_after == [1, 4, 5]
+        lines = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+        assert [line["training_iteration"] for line in lines][-1] == 5
+        assert json.loads((trial / "results.json").read_text())["final"]["episodes"] == 5
+        assert "a line of result.json could not be written" in caplog.text and "No space" in caplog.text
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_trackers_named_in_the_file_log_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
