@@ -1,6 +1,7 @@
 """Processes that are killed outright, at moments nobody chose: the run ends with the numbers of one left alone.
 
-KILL_SEED chooses the moments, and is printed.
+KILL_SEED chooses the moments, and is printed. KILL_ROUNDS=2 kills each kind of process twice, and so on: a round is five
+kills at random moments, and takes one start of Ray for the driver's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import psutil
 import pytest
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
-UPDATES = 40
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "1"))
+UPDATES = 12 * ROUNDS
 RUN = f"""
 killed:
   run: VLMPPO
@@ -144,13 +146,13 @@ WORKERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # five starts of Ray
+@pytest.mark.timeout(300 + 300 * ROUNDS)  # every round starts Ray anew and four workers again
 def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_path: Path):
     folder = tmp_path / "a b||ü"  # no path is too odd to be resumed
     folder.mkdir()
     (folder / "x.yaml").write_text(RUN)
     chance = random.Random(SEED)
-    plan = ["driver"] * 3 + ["algorithm"] + ["env runner"] * 2 + ["learner"] * 2
+    plan = ["driver", *WORKERS] * ROUNDS
     chance.shuffle(plan)
     print(f"KILL_SEED={SEED}: {plan}")
     run = Run(folder, "--name", "run")
@@ -181,14 +183,14 @@ def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(200 + 100 * ROUNDS)
 def test_simulators_that_are_killed_are_replaced_and_every_episode_is_counted(tmp_path: Path):
     text = RUN.replace("simulation: {", "simulation: {process: subprocess, ")
     (tmp_path / "x.yaml").write_text(text)
     chance = random.Random(SEED)
     print(f"KILL_SEED={SEED}")
     run = Run(tmp_path, "--name", "run")
-    for _ in range(2):
+    for _ in range(ROUNDS):
         run.get_further()
         time.sleep(chance.uniform(0.0, 0.5))
         run.lose(WORKERS["env runner"], child=True)
