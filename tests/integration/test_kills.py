@@ -1,7 +1,7 @@
 """Processes that are killed outright, at moments nobody chose: the run ends with the numbers of one left alone.
 
-KILL_SEED chooses the moments, and is printed. KILL_ROUNDS=2 kills each kind of process twice, and so on: a round is five
-kills at random moments, and takes one start of Ray for the driver's.
+KILL_SEED chooses the moments, and is printed. KILL_ROUNDS=2 kills each kind of process twice, and so on: a round is
+five kills at random moments, and takes one start of Ray for the driver's.
 """
 
 from __future__ import annotations
