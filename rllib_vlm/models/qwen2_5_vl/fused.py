@@ -2,7 +2,7 @@
 
 A decoding step of a tiny model is overhead: a few dozen operations a layer of some microseconds each, on tensors
 of a few rows. Here the projections that read the same input are one matrix, the rotary embedding's second half is
-part of that matrix (a rotation is linear, so `rotated(W x) = rotated(W) x`), and residuals are added by the
+part of that matrix (a rotation is linear, so `rotated(W x) = rotated(W) x`), and attention's residual is added by the
 product that follows. Same numbers, to float precision; tests hold them to the modules' own.
 
 The matrices are copies, made anew for each batch of completions, so they are for models that are small beside

@@ -275,3 +275,13 @@ def test_half_precision_samples_and_learns_alike() -> None:
         learned = token_logprobs(logits[row, at : at + len(ids)], torch.from_numpy(ids), sampling)
         errors.append((learned - torch.from_numpy(logprobs)).abs().mean())
     assert float(max(errors)) < 0.15
+
+
+def test_fused_layers_sample_what_the_modules_do(family: Qwen25VL, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [make_prompt(family, n, words=4 + 3 * n, seed=n) for n in range(3)]
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=12)
+    fused = family.generate(prompts, greedy)
+    monkeypatch.setattr("rllib_vlm.models.qwen2_5_vl.fused._LARGEST", 0)
+    for (ids, logprobs), (own_ids, own_logprobs) in zip(fused, family.generate(prompts, greedy), strict=True):
+        np.testing.assert_array_equal(ids, own_ids)
+        np.testing.assert_allclose(logprobs, own_logprobs, atol=1e-5)
