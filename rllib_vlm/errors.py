@@ -74,6 +74,14 @@ def quote(text: str, *, limit: int = 24) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
+def unlisted(name: str, value: object, known: Iterable[str]) -> list[str]:
+    """The problem of an argument `name` whose value is none of `known`, with the nearest; nothing if it is one."""
+    known = list(known)
+    if value in known:
+        return []
+    return [f"{name}={value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}"]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_vlm.errors import UnknownNameError
 from rllib_vlm.types import ActionSet, Demonstration, Said
 
 Info = dict[str, Any]
@@ -61,6 +62,17 @@ class Simulator(gym.Env[Observation, Any]):
 
         Whoever overrides this raises `ConfigErrors` with every problem; the base accepts everything.
         """
+
+    def known_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The options of a `reset`, a copy.
+
+        Raises:
+            UnknownNameError: one is not among `reset_options`.
+        """
+        for name in options or {}:
+            if self.reset_options is not None and name not in self.reset_options:
+                raise UnknownNameError(f"{type(self).__name__}.reset options", name, self.reset_options)
+        return dict(options or {})
 
     @abstractmethod
     def reset(

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.errors import ConfigErrors, SimulatorError, UnknownNameError
+from rllib_vlm.errors import ConfigErrors, SimulatorError
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.types import ActionSet, Demonstration
 
@@ -238,10 +238,7 @@ class FrozenLake(Simulator):
             UnknownNameError: there is no such option.
         """
         super().reset(seed=seed)
-        options = options or {}
-        for name in options:
-            if name not in self.reset_options:
-                raise UnknownNameError("FrozenLake.reset options", name, self.reset_options)
+        options = self.known_options(options)
         split = options.get("split", "train")
         level = float(options.get("level", 1.0))
         if split not in ("train", "heldout"):

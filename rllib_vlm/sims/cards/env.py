@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.errors import ConfigErrors, SimulatorError, UnknownNameError, did_you_mean
+from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.sims.cards.deck import SPLITS, Deal, FaceRule, Suits, draw
 from rllib_vlm.sims.cards.drawing import draw_table
@@ -161,10 +161,7 @@ class Cards(Simulator):
             UnknownNameError: there is no such option.
         """
         super().reset(seed=seed)
-        options = options or {}
-        for name in options:
-            if name not in self.reset_options:
-                raise UnknownNameError("Cards.reset options", name, self.reset_options)
+        options = self.known_options(options)
         split = options.get("split", "train")
         if split not in SPLITS:
             raise SimulatorError(f"the option split is {split!r}, not one of {', '.join(SPLITS)}")

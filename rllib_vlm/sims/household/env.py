@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.errors import SimulatorError, UnknownNameError
+from rllib_vlm.errors import SimulatorError
 from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
@@ -239,10 +239,7 @@ class Household(Simulator):
     ) -> tuple[Observation, Info]:
         """Starts an episode; the same seed and options always give the same one."""
         super().reset(seed=seed)
-        options = dict(options or {})
-        for key in options:
-            if key not in self.reset_options:
-                raise UnknownNameError("Household.reset options", key, self.reset_options)
+        options = self.known_options(options)
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         split: Split = options.get("split") or self.settings.split
         rng = np.random.default_rng([number, options_.SPLITS.index(split)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, get_args
 
-from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
+from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean, unlisted
 from rllib_vlm.sims.household.rewards import REWARD_MODES, RewardMode, RewardWeights, reward_weights
 from rllib_vlm.sims.household.tasks import MAX_STEPS, TASKS, TaskName
 from rllib_vlm.sims.household.world import Split
@@ -55,9 +55,7 @@ def check_settings(
     problems: list[str] = []
 
     def choice(name: str, value: Any, known: Iterable[str]) -> None:
-        known = list(known)
-        if value not in known:
-            problems.append(f"{name}={value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}")
+        problems.extend(unlisted(name, value, known))
 
     def pair(name: str, value: Any, low: int) -> tuple[int, int]:
         try:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_vlm.errors import DataError, SimulatorError, UnknownNameError, did_you_mean
+from rllib_vlm.errors import DataError, SimulatorError, did_you_mean
 from rllib_vlm.sims.base import Info, Observation, Simulator
 from rllib_vlm.sims.streetview import settings as options_
 from rllib_vlm.sims.streetview.dataset import SPLITS
@@ -198,10 +198,7 @@ class StreetView(Simulator):
             UnknownNameError: there is no such option.
         """
         super().reset(seed=seed)
-        options = dict(options or {})
-        for name in options:
-            if name not in self.reset_options:
-                raise UnknownNameError("StreetView.reset options", name, self.reset_options)
+        options = self.known_options(options)
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         # Python's generator, as in the original: parity is also about the order of its numbers.
         rng = random.Random(number)

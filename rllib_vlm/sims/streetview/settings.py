@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rllib_vlm.errors import ConfigErrors, DataError, did_you_mean
+from rllib_vlm.errors import ConfigErrors, DataError, did_you_mean, unlisted
 from rllib_vlm.sims.streetview.city import CITY_DEFAULTS, CITY_MOST_ROUTES, STYLES, build_city
 from rllib_vlm.sims.streetview.dataset import SPLITS, DataSet, open_folder
 from rllib_vlm.sims.streetview.grading import RewardWeights, reward_weights
@@ -55,9 +55,7 @@ def check_settings(
     problems: list[str] = []
 
     def choice(name: str, value: Any, known: Iterable[str]) -> None:
-        known = list(known)
-        if value not in known:
-            problems.append(f"{name}={value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}")
+        problems.extend(unlisted(name, value, known))
 
     def flag(name: str, value: Any) -> None:
         if not isinstance(value, bool):
