@@ -15,6 +15,7 @@ from rllib_vlm.errors import SimulatorError
 from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
+from rllib_vlm.sims.household.lengths import Remaining, tour_length
 from rllib_vlm.sims.household.metrics import EpisodeRecord
 from rllib_vlm.sims.household.questions import detections, locate
 from rllib_vlm.sims.household.referee import Referee
@@ -279,15 +280,14 @@ class Household(Simulator):
         return "near" if name == "PickUp" else drawn
 
     def _begin(self, episode: Episode) -> None:
-        from rllib_vlm.sims.household.lengths import expert_length
-
-        start = episode.start
+        start, remaining = episode.start, Remaining(episode)
         tours = self._tour is not None  # goes nowhere, so nothing is to be planned
         self._record = EpisodeRecord(
-            expert_length=0 if tours else expert_length(episode, self.world.robot),
+            expert_length=0 if tours else remaining(self.world.robot, held=False, marked=()),
             shortest_path_m=0.0 if tours else self._shortest_path(episode),
         )
-        self._referee = Referee(self.world, episode, self._scene, self._record)
+        self._referee = Referee(self.world, episode, self._scene, self._record, None if tours else remaining)
+        self._to_go = self._referee.to_go()
         self._limit = self.settings.max_steps[episode.task.name]
         self._asking = np.random.default_rng([episode.seed, len(episode.house.items)])
         self._over = False
@@ -302,8 +302,6 @@ class Household(Simulator):
 
     @staticmethod
     def _shortest_path(episode: Episode) -> float:
-        from rllib_vlm.sims.household.lengths import tour_length
-
         if episode.task.name == "RoomVisit":
             return tour_length(episode)
         return episode.distance(episode.start.x, episode.start.y)
@@ -311,8 +309,7 @@ class Household(Simulator):
     def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]:
         """One action."""
         self._failed = []
-        reward, terminated, truncated, info = self._execute(ACTIONS.names[int(action)])
-        return self._observe(), reward, terminated, truncated, self._told(info)
+        return self._told(*self._execute(ACTIONS.names[int(action)]))
 
     def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
         """Several actions, and one observation at their end."""
@@ -327,13 +324,12 @@ class Household(Simulator):
             total += reward
             if terminated or truncated:
                 break
-        return self._observe(), total, terminated, truncated, self._told(info)
+        return self._told(total, terminated, truncated, info)
 
     def idle(self) -> tuple[Observation, float, bool, bool, Info]:
         """A turn without a valid action: one step passes."""
         self._failed = []
-        reward, terminated, truncated, info = self._execute(None)
-        return self._observe(), reward, terminated, truncated, self._told(info)
+        return self._told(*self._execute(None))
 
     def _tour_on(self) -> tuple[Observation, float, bool, bool, Info]:
         """A turn of a tour."""
@@ -343,7 +339,7 @@ class Household(Simulator):
         info: Info = (
             {"success": False, "instruction": self.task.instruction, "task": self.task.name} if over else {}
         )
-        return self._observe(), 0.0, False, over, self._told(info)
+        return self._told(0.0, False, over, info)
 
     def _look_elsewhere(self) -> None:
         """On a tour: on to a viewpoint drawn anew, or none where none was found."""
@@ -352,14 +348,23 @@ class Household(Simulator):
             pose, lift, arm = found
             self.world.place(pose.x, pose.y, pose.yaw, lift, arm)
 
-    def _told(self, info: Info) -> Info:
-        """The info of a turn: with the figures so far, which count if nobody plays the episode on."""
+    def _told(
+        self, reward: float, terminated: bool, truncated: bool, info: Info
+    ) -> tuple[Observation, float, bool, bool, Info]:
+        """What a turn brings, with the planner's part of its reward and the figures so far.
+
+        The figures are told each time, for they count if nobody plays the episode on.
+        """
         if not self._record.target_seen:
             self._record.target_seen = any(
                 s.id in self.task.targets for s in self._scene.things(self.task.targets)
             )
-        metrics = self._referee.metrics(success=bool(info.get("success", False)))
-        return {**info, "metrics": metrics, "state": self._state()}
+        success = bool(info.get("success", False))
+        if self.settings.reward == "spoc":
+            before, self._to_go = self._to_go, 0 if success else self._referee.to_go()
+            reward += self.settings.weights.planned * (before - self._to_go)
+        info = {**info, "metrics": self._referee.metrics(success=success), "state": self._state()}
+        return self._observe(), reward, terminated, truncated, info
 
     def _state(self) -> dict[str, float]:
         return {**self._referee.state(limit=self._limit), **self._shaping.state()}

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 
 from rllib_vlm.sims.household.episode import Episode
+from rllib_vlm.sims.household.lengths import Remaining
 from rllib_vlm.sims.household.metrics import EpisodeRecord
 from rllib_vlm.sims.household.rewards import Situation
 from rllib_vlm.sims.household.scene import SEEN_SHARE, Scene
 from rllib_vlm.sims.household.tasks import GRASPING, OBJECT_NAV_M, OBJECT_NAV_PIXELS
 from rllib_vlm.sims.household.world import World
 
-_FAR_M = 20.0  # metres told of at most
+_FAR_M, _FAR_ACTIONS = 20.0, 80  # metres and actions told of at most
 _CELL_M = 0.5  # floor cells of the RoomVisit shaping
 
 
@@ -24,6 +25,7 @@ class Referee:
     episode: Episode
     scene: Scene
     record: EpisodeRecord
+    remaining: Remaining | None  # None: nobody is going anywhere
 
     def holds_target(self) -> bool:
         """Whether an object that fits the instruction is held."""
@@ -70,6 +72,13 @@ class Referee:
             room=room.id if (room := self.scene.room) is not None else None,
         )
 
+    def to_go(self) -> int:
+        """Actions that the planner would still need, `done` included; 80 where it is more."""
+        if self.remaining is None:
+            return 0
+        left = self.remaining(self.world.robot, held=self.holds_target(), marked=self.record.marked)
+        return min(left, _FAR_ACTIONS)
+
     def state(self, *, limit: int) -> dict[str, float]:
         """How well things stand, seen or unseen, for baselines: metres, shares of 1, and 1 or 0.
 
@@ -82,6 +91,7 @@ class Referee:
         here = {room.id for x, y, _ in positions if (room := self.episode.house.room_at(x, y)) is not None}
         pose = self.scene.pose
         return {
+            "actions_to_go": float(self.to_go()),
             "distance_m": min(now.distance, _FAR_M) if now.distance is not None else _FAR_M,
             "gripper_m": min(now.gripper_distance, _FAR_M) if now.gripper_distance is not None else 0.0,
             "turned_away": min((abs(pose.bearing(x, y)) / 180.0 for x, y, _ in positions), default=0.0),

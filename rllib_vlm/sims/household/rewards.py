@@ -23,7 +23,12 @@ _FAR_M = 20.0  # metres told of at most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardWeights:
-    """Every weight of every mode. The first five count in all modes, the others only in `spoc`."""
+    """Every weight of every mode. The first five count in all modes, the others only in `spoc`.
+
+    `planned` is no part of SPOC's reward: a potential, so that it pays nothing for going in circles and changes no
+    optimal policy where nothing is discounted (Ng, Harada and Russell, "Policy invariance under reward
+    transformations", ICML 1999). The potential is the shortest-path planner's plan, of which a policy sees nothing.
+    """
 
     success: float = 10.0
     step: float = 0.0  # each action
@@ -39,6 +44,9 @@ class RewardWeights:
     new_room: float = 2.0
     sub_done: float = 2.0  # a new room, marked
     wrong_sub_done: float = -0.2
+    planned: float = (
+        0.0  # per action less that the planner would need, at each turn's end; as much off per action more
+    )
     near_m: float = 0.35  # `vagen`: so near to the target counts as success
 
 
