@@ -15,10 +15,11 @@ from rllib_vlm.errors import SimulatorError
 from rllib_vlm.sims.base import Expert, Info, Observation, Simulator
 from rllib_vlm.sims.household import settings as options_
 from rllib_vlm.sims.household.episode import Episode, EpisodeSource
-from rllib_vlm.sims.household.lengths import Remaining, tour_length
+from rllib_vlm.sims.household.lengths import expert_length, tour_length
 from rllib_vlm.sims.household.metrics import EpisodeRecord
 from rllib_vlm.sims.household.questions import detections, locate
 from rllib_vlm.sims.household.referee import Referee
+from rllib_vlm.sims.household.remaining import Remaining
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping
 from rllib_vlm.sims.household.scene import CAMERAS, Scene, Sighting
 from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
@@ -280,13 +281,15 @@ class Household(Simulator):
         return "near" if name == "PickUp" else drawn
 
     def _begin(self, episode: Episode) -> None:
-        start, remaining = episode.start, Remaining(episode)
+        start = episode.start
         tours = self._tour is not None  # goes nowhere, so nothing is to be planned
         self._record = EpisodeRecord(
-            expert_length=0 if tours else remaining(self.world.robot, held=False, marked=()),
+            expert_length=0 if tours else expert_length(episode, self.world.robot),
             shortest_path_m=0.0 if tours else self._shortest_path(episode),
         )
-        self._referee = Referee(self.world, episode, self._scene, self._record, None if tours else remaining)
+        self._referee = Referee(
+            self.world, episode, self._scene, self._record, None if tours else Remaining(episode)
+        )
         self._to_go = self._referee.to_go()
         self._limit = self.settings.max_steps[episode.task.name]
         self._asking = np.random.default_rng([episode.seed, len(episode.house.items)])
@@ -360,14 +363,14 @@ class Household(Simulator):
                 s.id in self.task.targets for s in self._scene.things(self.task.targets)
             )
         success = bool(info.get("success", False))
+        before, self._to_go = self._to_go, 0.0 if success else self._referee.to_go()
         if self.settings.reward == "spoc":
-            before, self._to_go = self._to_go, 0 if success else self._referee.to_go()
             reward += self.settings.weights.planned * (before - self._to_go)
         info = {**info, "metrics": self._referee.metrics(success=success), "state": self._state()}
         return self._observe(), reward, terminated, truncated, info
 
     def _state(self) -> dict[str, float]:
-        return {**self._referee.state(limit=self._limit), **self._shaping.state()}
+        return {**self._referee.state(limit=self._limit, to_go=self._to_go), **self._shaping.state()}
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Both pictures side by side, [height, 2 * width, 3]."""

@@ -179,6 +179,16 @@ class NavigationMap:
         """Whether a disc of this radius (default: the robot) can go straight from a to b."""
         return self._along(self._fine, a, b) >= (self.radius if radius is None else radius)
 
+    def lines_free(self, a: Point, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """[N] whether the robot can go straight from a to each of these points [N, 2]."""
+        farthest = float(np.hypot(*(points - a).T).max())
+        t = np.linspace(0.0, 1.0, max(2, math.ceil(farthest / self._fine.step) + 1))[:, None]
+        nx, ny = self._fine.values.shape
+        x, y = (a[k] + t * (points[:, k] - a[k]) for k in (0, 1))
+        i = np.rint((x - self._fine.x0) / self._fine.step).astype(np.int64).clip(0, nx - 1)
+        j = np.rint((y - self._fine.y0) / self._fine.step).astype(np.int64).clip(0, ny - 1)
+        return np.asarray(self._fine.values[i, j].min(0) >= self.radius - 0.02)
+
     def in_sight(self, a: Point, b: Point, margin: float = 0.01) -> bool:
         """Whether neither walls nor tall furniture come within `margin` of the line between two points."""
         return self._along(self._walls, a, b) > margin

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 
 from rllib_vlm.sims.household.episode import Episode
-from rllib_vlm.sims.household.lengths import Remaining
 from rllib_vlm.sims.household.metrics import EpisodeRecord
+from rllib_vlm.sims.household.remaining import Remaining
 from rllib_vlm.sims.household.rewards import Situation
 from rllib_vlm.sims.household.scene import SEEN_SHARE, Scene
 from rllib_vlm.sims.household.tasks import GRASPING, OBJECT_NAV_M, OBJECT_NAV_PIXELS
 from rllib_vlm.sims.household.world import World
 
-_FAR_M, _FAR_ACTIONS = 20.0, 80  # metres and actions told of at most
+_FAR_M = 20.0  # metres told of at most
 _CELL_M = 0.5  # floor cells of the RoomVisit shaping
 
 
@@ -72,18 +72,18 @@ class Referee:
             room=room.id if (room := self.scene.room) is not None else None,
         )
 
-    def to_go(self) -> int:
-        """Actions that the planner would still need, `done` included; 80 where it is more."""
+    def to_go(self) -> float:
+        """About how many actions a planner that knows the house would still need, `done` included."""
         if self.remaining is None:
-            return 0
-        left = self.remaining(self.world.robot, held=self.holds_target(), marked=self.record.marked)
-        return min(left, _FAR_ACTIONS)
+            return 0.0
+        return self.remaining(self.world.robot, held=self.holds_target(), marked=self.record.marked)
 
-    def state(self, *, limit: int) -> dict[str, float]:
+    def state(self, *, limit: int, to_go: float) -> dict[str, float]:
         """How well things stand, seen or unseen, for baselines: metres, shares of 1, and 1 or 0.
 
         Args:
             limit: steps the episode may take.
+            to_go: what `to_go()` says; it takes a while.
         """
         robot, targets, rooms = self.world.robot, self.episode.task.targets, self.episode.house.rooms
         now = self.situation()
@@ -91,7 +91,7 @@ class Referee:
         here = {room.id for x, y, _ in positions if (room := self.episode.house.room_at(x, y)) is not None}
         pose = self.scene.pose
         return {
-            "actions_to_go": float(self.to_go()),
+            "actions_to_go": to_go,
             "distance_m": min(now.distance, _FAR_M) if now.distance is not None else _FAR_M,
             "gripper_m": min(now.gripper_distance, _FAR_M) if now.gripper_distance is not None else 0.0,
             "turned_away": min((abs(pose.bearing(x, y)) / 180.0 for x, y, _ in positions), default=0.0),

@@ -156,6 +156,51 @@ def test_expert_length_is_what_the_planner_takes(env: Household) -> None:
         assert info["expert_length"] == pytest.approx(last["metrics"]["episode_length"], rel=0.35)
 
 
+def test_actions_to_go_fall_by_what_the_planner_does(env: Household) -> None:
+    for task in TASKS:
+        _, info = env.reset(seed=70, options={"task": task})
+        expert, left, took = env.expert(max_actions=5, kind="planner"), [info["state"]["actions_to_go"]], []
+        assert left[0] == pytest.approx(info["expert_length"], rel=0.4)
+        ended = False
+        while not ended:
+            actions = expert().actions
+            _, _, ended, truncated, info = env.turn(actions)
+            assert not truncated
+            left.append(info["state"]["actions_to_go"])
+            took.append(len(actions))
+        assert info["success"]
+        # To within the slips and turns that the plan does not foresee; nearly nothing is left before the end.
+        assert sum(took) == pytest.approx(left[0], rel=0.4)
+        assert left[-2] <= 3
+
+
+def test_the_planned_reward_is_a_potential() -> None:
+    env = Household(observation="text", reward_weights={"planned": 0.5})
+    plain = Household(observation="text")
+    paid = []
+    for turn in (
+        ["rotate_left"] * 3,
+        ["rotate_right"] * 3,
+        ["move_ahead"],
+        ["move_back"],
+        [],
+        ["arm_out"],
+        ["arm_in"],
+    ):
+        if not paid:
+            before = env.reset(seed=11)[1]["state"]["actions_to_go"]
+            plain.reset(seed=11)
+        _, reward, _, _, info = env.turn(turn)
+        paid.append(reward - plain.turn(turn)[1])
+    assert sum(paid) == pytest.approx(0.5 * (before - info["state"]["actions_to_go"]))
+    assert min(paid) < 0.0 < max(paid)
+    env.reset(seed=11)
+    plain.reset(seed=11)
+    assert solve(env)[0] - solve(plain)[0] == pytest.approx(0.5 * before)
+    env.close()
+    plain.close()
+
+
 def test_sparse_reward_is_success_alone() -> None:
     env = Household(observation="text", reward="spoc_sparse")
     env.reset(seed=11)
