@@ -8,7 +8,7 @@
 | `clip_fraction`      | share of tokens whose ratio is clipped                                   |
 | `ratio_max`          | largest importance ratio of the update                                   |
 | `log_ratio_max`      | largest |log-ratio| of the first optimizer step, before any weight moved |
-| `sampler_gap`        | mean |log-ratio| of the same: how far sampler and learner are apart      |
+| `sampler_gap`        | mean |log-ratio| of sampler and learner, before any weight moved         |
 | `kl_to_reference`    | estimate against the reference policy, nats per token                    |
 | `explained_variance` | of the returns, by the critic                                            |
 | `grad_norm`          | mean global norm before clipping; `grad_norm_max` the largest            |
