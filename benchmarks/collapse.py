@@ -1,9 +1,9 @@
 """What the collapse guard is worth: faults put into a real short run, with the guard and without it.
 
 `python -m benchmarks collapse [PART ...] [healthy=10] [processes=2] [out=FILE]`. A part is a fault's name or
-`undisturbed`; by default all are run, 5 faults with and without the guard and 10 undisturbed runs with it. FrozenLake in
-text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one warm start, faults
-strike after `STRIKE` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
+`undisturbed`; by default all are run, 5 faults with and without the guard and 10 undisturbed runs with it.
+FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
+warm start, faults strike after `STRIKE` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
 
 Each run is a process of one thread, `processes` of them side by side. Each adds a line to `FILE` as it ends; runs that
 stand there are not run again, so that an interrupted benchmark goes on, and the warm start is kept beside it.

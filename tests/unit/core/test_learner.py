@@ -245,6 +245,8 @@ def test_the_guard_skips_stops_or_takes_back():
     assert not moved and 1 < steps < planned and objected == 1 and same
     moved, steps, objected, _ = guarded("stop", max_ratio=1.0001)
     assert moved and steps < planned and objected == 1
+    moved, steps, objected, _ = guarded("stop", max_ratio_p99=1.0001)
+    assert moved and steps < planned and objected == 1
 
 
 def test_nothing_that_is_not_a_number_passes_the_guard():
