@@ -86,7 +86,7 @@ def run(*arguments: str) -> dict[str, Any]:
                 for one, row in _played(missing, begun):
                     rows[one] = row
                     if options.out is not None:
-                        append_json_line(options.out, {**asdict(one), **row, "settings": _settings()})
+                        append_json_line(options.out, {**asdict(one), **row, "settings": settings()})
             finally:
                 ray.shutdown()
     return _summary({one: rows[one] for one in wanted})
@@ -133,7 +133,7 @@ def _wanted(parts: Sequence[str], healthy: int) -> list[Run]:
     return [*undisturbed[:1], *faults, *undisturbed[1:]]
 
 
-def _settings() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """By which rows are known to be of this benchmark as it is."""
     faults = {name: updates for name, (_, updates) in FAULTS.items()}
     return {"overrides": list(_SETTINGS), "guard": _GUARD, "strike": STRIKE, "faults": faults}
@@ -150,7 +150,7 @@ def _read(out: Path | None) -> dict[Run, dict[str, Any]]:
             one = Run(**{key: row.pop(key) for key in ("fault", "guarded", "seed")})
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if row.pop("settings", None) != _settings():
+        if row.pop("settings", None) != settings():
             raise RLlibVLMError(
                 f"{out}: {one} was run with other settings than this benchmark has now; give another out="
             )
@@ -163,8 +163,8 @@ def _kept(out: Path | None) -> Iterator[Path]:
     """Where the warm start of these settings stands: beside `out`, or for this once."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        settings = zlib.crc32(json.dumps(_settings()).encode())
-        yield out.absolute().with_name(f"{out.name}.{settings:08x}.begun")
+        digest = zlib.crc32(json.dumps(settings()).encode())
+        yield out.absolute().with_name(f"{out.name}.{digest:08x}.begun")
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "begun"
@@ -253,8 +253,9 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
     strike, updates = FAULTS.get(one.fault, (None, 0))
     training: list[float | None] = []
     active = False
+    algorithm.restore_from_path(str(begun))
+    found["warm_start"] = float(algorithm.run_state.evaluations["warm_start_end"]["success_rate"])
     try:
-        algorithm.restore_from_path(str(begun))
         if not one.guarded:
             algorithm.learner_group.foreach_learner(func=_unchecked)
         while (state := algorithm.run_state).phase != "finished":
@@ -270,7 +271,6 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
         state = algorithm.run_state
         log = Path(algorithm.logdir) / EVENTS_FILE
         found |= {
-            "warm_start": float(state.evaluations["warm_start_end"]["success_rate"]),
             "training": training,
             "rollbacks": state.rollbacks,
             "alarms": len(log.read_text().splitlines()) if log.is_file() else 0,
