@@ -46,9 +46,9 @@ _SETTINGS = (
     "environment.env_config.size=3",
     "environment.env_config.max_steps=6",
     "simulation.max_turns=6",
-    "warm_start.updates=8",
+    "warm_start.updates=6",
     f"training.total_updates={UPDATES}",
-    "training.groups_per_update=64",
+    "training.groups_per_update=96",
     "training.minibatch_size=64",
     "training.lr=3.0e-4",
     "training.critic_warmup_updates=1",
@@ -266,7 +266,7 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
             training.append(look_up(algorithm.train(), "env_runners/success_rate"))
         found["success"] = float(state.evaluations["final"]["success_rate"])
     except (RLlibVLMError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        found["stopped"] = str(error).strip().splitlines()[-1][:200]
+        found["stopped"] = (str(error).strip() or repr(error)).splitlines()[-1][:200]
     finally:
         state = algorithm.run_state
         log = Path(algorithm.logdir) / EVENTS_FILE
