@@ -202,7 +202,7 @@ def test_trackers_named_in_the_file_get_the_metrics_and_the_settings_offline(
         "env_runners": {"num_env_runners": 0, "num_envs_per_env_runner": 4},
         "learners": {"torch_threads": 1},
         "simulation": {"max_turns": 4},
-        "prompting": {"template": "bare", "observation": "text"},
+        "prompting": {"template": "bare", "observation": "text", "invalid_penalty": 0.1},
         "generation": {"max_new_tokens": 5},
         "rl_module": {"model_config": MODEL},
         "training": {"groups_per_update": 2, "group_size": 4},
