@@ -47,7 +47,7 @@ def test_the_difference_is_paired_where_both_evaluations_played_the_same_tasks()
     assert widths[0] < widths[1]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("runners", [0, 2])
 def test_a_run_writes_its_results_and_its_curve(build, runners):
     config = tiny_config("ppo").env_runners(num_env_runners=runners).callbacks(Report)
