@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -40,12 +40,13 @@ def write_records(
         conditions: what the part was played by; joins the totals.
 
     Returns:
-        The totals.
+        The totals, as JSON gives them back.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    total = {**totals(transcripts), **conditions}
+    # Arguments from Python may be more than JSON knows.
+    total: dict[str, Any] = loads(dumps({**totals(transcripts), **conditions}, default=str))
     lines = [
         *(record for transcript in transcripts for record in _of_episode(transcript)),
         {"record": "total", **total},

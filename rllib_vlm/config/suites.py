@@ -102,10 +102,10 @@ class PlannedSuite:
     def _config(self, env_config: Mapping[str, Any]) -> Any:
         """The algorithm's, with simulators of these arguments wherever they evaluate."""
         config = self.evaluation.config.copy(copy_frozen=False)
-        config.environment(env_config=dict(env_config))
-        changes = dict(config.evaluation_config or {})
-        changes.pop("env_config", None)
-        config.evaluation(evaluation_config=changes)
+        # RLlib's builder methods would lay these over the old ones.
+        config.env_config = dict(env_config)
+        changes = config.evaluation_config or {}
+        config.evaluation_config = {key: value for key, value in changes.items() if key != "env_config"}
         return config
 
 

@@ -19,10 +19,10 @@ CITY = {"style": "nyc", "routes": 10, "seed": 0, "width": 128}
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Of a policy that knows nothing; 3 routes at once."""
+    config = tiny_config("ppo", observation="vision").environment("streetview")
+    config.env_config = {"city": CITY, "resolution": 16, "verify_iter": 2}
     config = (
-        tiny_config("ppo", observation="vision")
-        .environment("streetview", env_config={"city": CITY, "resolution": 16, "verify_iter": 2})
-        .env_runners(num_envs_per_env_runner=3)
+        config.env_runners(num_envs_per_env_runner=3)
         .prompting(parser="no_think", observation="vision")
         .evaluation(evaluation_duration=2, evaluation_config={"temperature": 0.5})
     )
