@@ -8,9 +8,6 @@ import pytest
 from tiny import tiny_config
 
 from rllib_vlm import cli
-from rllib_vlm.config.suites import prepare
-from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
-from rllib_vlm.sims.suite import Part, Suite
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 CITY = {"style": "nyc", "routes": 10, "seed": 0, "width": 128}
@@ -91,36 +88,3 @@ def test_runners_elsewhere_play_the_same(checkpoint: Path, tmp_path: Path):
         assert run("evaluate", checkpoint, "--suite", "virl", *choice, *greedy, "--set", count) == 0
         told[runners] = (out / "in_distribution.jsonl").read_text()
     assert told[0] == told[1]
-
-
-def test_what_does_not_fit_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run("evaluate", tmp_path, "--suite", "vril") == 2
-    assert "suites has no 'vril'. Did you mean 'virl'?" in capsys.readouterr().err
-    with pytest.raises(UnknownNameError, match="Did you mean 'rule_ood'"):
-        prepare(checkpoint, "virl", parts=["rule"])
-    with pytest.raises(RLlibVLMError, match="simulator 'cards'.*one of 'streetview'.*Suites for that: virl"):
-        prepare(checkpoint, "cards")
-    text = prepare(checkpoint, "virl", overrides=["environment.env_config.observation=text"])
-    assert [p.part.name for p in text.parts] == ["in_distribution", "rule_ood"]
-    assert "visual_ood is for observation vision or both, and this is text" in text.left_out["visual_ood"]
-    with pytest.raises(RLlibVLMError, match="nothing is left to play"):
-        prepare(
-            checkpoint, "virl", parts=["visual_ood"], overrides=["environment.env_config.observation=text"]
-        )
-    for argv in (("--split", "train", "--suite", "virl"), ("--out", tmp_path), ("--part", "rule_ood")):
-        assert run("evaluate", checkpoint, *argv) == 2
-
-
-def test_every_part_that_cannot_be_played_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    parts = (
-        Part(name="a", split="heldout", episodes=1),
-        Part(name="b", split="test", episodes=1),
-        Part(name="c", split="heldout", episodes=1, env_config={"action_sets": "relative"}),
-    )
-    broken = Suite(simulator="rllib_vlm.sims.streetview.env:StreetView", parts=parts)
-    monkeypatch.setattr("rllib_vlm.sims.streetview.suite.VIRL", broken)
-    with pytest.raises(ConfigErrors) as error:
-        prepare(checkpoint, "virl")
-    assert len(error.value.errors) == 2
-    assert error.value.errors[0].startswith("b: split='test'")
-    assert "Did you mean 'action_set'" in error.value.errors[1]
