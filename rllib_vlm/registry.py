@@ -65,6 +65,11 @@ CALLBACKS = {
     "guard": "rllib_vlm.guard.collapse_guard:CollapseGuard",
 }
 
+SUITES = {
+    "virl": "rllib_vlm.sims.streetview.suite:VIRL",
+    "cards": "rllib_vlm.sims.cards.suite:CARDS",
+}
+
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,
     "models": MODELS,
@@ -74,6 +79,7 @@ TABLES: dict[str, dict[str, str]] = {
     "histories": HISTORIES,
     "algorithms": ALGORITHMS,
     "callbacks": CALLBACKS,
+    "suites": SUITES,
 }
 
 # Optional dependency -> the extra that brings it, for the error's way out.
