@@ -136,9 +136,9 @@ def prepare(
     """
     suite = _suite(name)
     known = [part.name for part in suite.parts]
-    for part in parts:
-        if part not in known:
-            raise UnknownNameError(f"parts of the suite {name!r}", part, known)
+    for asked in parts:
+        if asked not in known:
+            raise UnknownNameError(f"parts of the suite {name!r}", asked, known)
     found = evaluation.prepare(checkpoint, overrides=overrides)
     _check_fit(found, name, suite)
     own = {**found.config.env_config, **(found.config.evaluation_config or {}).get("env_config", {})}
