@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLIma
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
 from rllib_vlm.models.base import Depths, TokenRows
-from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
-from rllib_vlm.models.qwen2_5_vl.config import PACKAGED, Loaded, ModelConfig, load, resolve_checkpoint
+from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
+from rllib_vlm.models.decoding import batches_by_length
+from rllib_vlm.models.qwen2_5_vl.chat import chatml
+from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import (
     Segments,
     angles,
@@ -38,7 +40,6 @@ _LEAST_PIXELS, _MOST_SHARE = (
     0.5,
 )  # a thing that is cut out has so many pixels, at most this share of the cut
 _EDGE = 0.15  # of a cut: as near as this the thing's centre may lie to its edge
-_PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
 
 class Qwen25VL:
@@ -70,7 +71,7 @@ class Qwen25VL:
         self.pad_token_id = int(stop if pad is None else pad)
         self.banned_token_ids = banned_token_ids(self.tokenizer, self.model.config)
         vision = (self.model.config.vision_start_token_id, self.image_token_id)
-        self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
+        self._chat = chatml(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
         other, named = (self._chat.tokenize(word)[0] for word in (" not", " seen"))
         self.referring_words = (int(other), int(named))
         self._tokenized: dict[str, tuple[int, ...]] = {}
@@ -317,10 +318,9 @@ class Qwen25VL:
         """
         if generator is None and sampling.seed is not None:
             generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for chunk in _chunks(order, [len(p.token_ids) for p in prompts]):
+        for chunk in batches_by_length([len(p.token_ids) for p in prompts]):
             completions = sample_batch(
                 self.model.model.language_model,
                 self._prefill([prompts[i] for i in chunk]),
@@ -437,20 +437,3 @@ def _last_of(words: NDArray[np.int64], ids: NDArray[np.int64]) -> int | None:
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(words))
     found = np.flatnonzero((windows == words).all(1))
     return int(found[-1]) if len(found) else None
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Cuts prompts, shortest first, where padding would cost more than a batch of its own."""
-    chunks: list[list[int]] = []
-    for i in order:
-        chunk = chunks[-1] if chunks else []
-        # A chunk's first is its shortest. Beyond half as long again, padding outweighs batching.
-        if (
-            not chunk
-            or lengths[i] > 1.5 * lengths[chunk[0]] + 16
-            or (len(chunk) + 1) * lengths[i] > _PREFILL_TOKENS
-        ):
-            chunks.append([i])
-        else:
-            chunk.append(i)
-    return chunks
