@@ -6,8 +6,8 @@ a sees the first image and b the other two. Source: `get_cross_attention_token_m
 A token before the first image sees none. transformers lets such a token attend to all images alike, those further on
 and other rows' padding included; whatever was sampled before a later image arrived would then have other log-probs once
 it is there. The original model cuts these tokens off (it multiplies the output of cross-attention by
-`full_text_row_masked_out_mask`: CrossAttention of meta-llama/llama-models, likewise vLLM's mllama), and so does this module,
-by giving them one key that shows nothing: keys and values have no bias, so a state of zeros adds zeros.
+`full_text_row_masked_out_mask`: CrossAttention of meta-llama/llama-models, likewise vLLM's mllama), and so does this
+module, by giving them one key that shows nothing: keys and values have no bias, so a state of zeros adds zeros.
 """
 
 from __future__ import annotations

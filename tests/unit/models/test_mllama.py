@@ -15,6 +15,7 @@ from transformers import (
     MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -23,6 +24,7 @@ from transformers.models.mllama.processing_mllama import (
 from rllib_vlm.errors import ModelError, UnknownNameError
 from rllib_vlm.models.base import TokenRows
 from rllib_vlm.models.mllama import Mllama
+from rllib_vlm.models.mllama.chat import llama_chat
 from rllib_vlm.models.mllama.decoder import Views
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 from tests.unit.models.conftest import make_hot
@@ -76,10 +78,6 @@ def test_hidden_states_are_those_of_transformers(mllama: Mllama, runs: tuple[int
     inputs: dict[str, Any] = {}
     if images:
         form = mllama.images
-        processor = AutoImageProcessor.from_pretrained  # the class itself: no directory is needed here
-        del processor
-        from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-
         own = MllamaImageProcessorPil(
             size={"height": form.tile, "width": form.tile},
             image_mean=list(form.mean),
@@ -276,8 +274,6 @@ def test_wrong_configurations_say_so(config: dict[str, Any], error: type[Excepti
 
 
 def test_a_checkpoint_without_llamas_chat_is_refused(mllama: Mllama) -> None:
-    from rllib_vlm.models.mllama.chat import llama_chat
-
     base = PreTrainedTokenizerFast(
         tokenizer_object=mllama.tokenizer.backend_tokenizer, eos_token="<|end_of_text|>"
     )
