@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,13 @@ def test_gradients_agree_with_and_without_checkpointing(mllama: Mllama) -> None:
     rows = to_rows([some_segments(mllama)[1:]], mllama.pad_token_id)
 
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        settings = mllama.config
-        object.__setattr__(settings, "gradient_checkpointing", checkpointing)
-        mllama.model.zero_grad()
-        mllama.hidden(rows).pow(2).sum().backward()
-        found = {n: p.grad.clone() for n, p in mllama.model.named_parameters() if p.grad is not None}
-        mllama.model.zero_grad()
-        object.__setattr__(settings, "gradient_checkpointing", False)
+        other = Mllama.__new__(Mllama)
+        other.__dict__.update(mllama.__dict__)
+        other.config = replace(mllama.config, gradient_checkpointing=checkpointing)
+        other.model.zero_grad()
+        other.hidden(rows).pow(2).sum().backward()
+        found = {n: p.grad.clone() for n, p in other.model.named_parameters() if p.grad is not None}
+        other.model.zero_grad()
         return found
 
     plain, again = gradients(False), gradients(True)

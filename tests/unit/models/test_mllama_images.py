@@ -27,7 +27,7 @@ def test_tiles_are_those_of_transformers(height: int, width: int) -> None:
     processor = MllamaImageProcessorPil(
         size={"height": 28, "width": 28}, image_mean=list(FORM.mean), image_std=list(FORM.std)
     )
-    expected = processor(images=[[image]], return_tensors="pt")
+    expected = processor(images=[[image]], return_tensors="pt", input_data_format="channels_last")
     canvas = FORM.resize(image)
     tiles = cut([torch.from_numpy(canvas)], FORM)
     torch.testing.assert_close(tiles.pixels[0], expected["pixel_values"][0, 0], atol=1e-5, rtol=1e-5)
