@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_vlm.models.chat import ChatEncoder
 from rllib_vlm.types import Mention
@@ -80,6 +80,12 @@ class TextSide:
         if self._bans.device != hidden.device:
             self._bans = self._bans.to(hidden.device)
         return self.model.lm_head(hidden).float() + self._bans
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """[V, D] where `logits` is hidden @ weight.T but for the bans; None where the output layer is more than that."""
+        head = self.model.lm_head
+        return head.weight if type(head) is nn.Linear and head.bias is None else None
 
     def _mark_mentions(
         self, shown: NDArray[np.int64], token_ids: NDArray[np.int64], mentions: Sequence[Mention]
