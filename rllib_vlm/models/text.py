@@ -83,7 +83,7 @@ class TextSide:
 
     @property
     def output_weight(self) -> Tensor | None:
-        """[V, D] where `logits` is hidden @ weight.T but for the bans; None where the output layer is more than that."""
+        """[V, D] where `logits` is hidden @ weight.T but for the bans; None where it is more than that."""
         head = self.model.lm_head
         return head.weight if type(head) is nn.Linear and head.bias is None else None
 
