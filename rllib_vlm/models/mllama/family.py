@@ -249,7 +249,7 @@ class Mllama(TextSide):
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
         lengths = torch.tensor([len(p.token_ids) for p in prompts], device=device)
-        canvases = [torch.from_numpy(image).to(device) for p in prompts for image in p.images]
+        canvases = [torch.tensor(image, device=device) for p in prompts for image in p.images]
         views = self._views(token_ids == self.image_token_id, canvases)
         cache = DynamicCache()
         columns = torch.arange(width + steps, device=device)

@@ -29,7 +29,7 @@ def test_tiles_are_those_of_transformers(height: int, width: int) -> None:
     )
     expected = processor(images=[[image]], return_tensors="pt", input_data_format="channels_last")
     canvas = FORM.resize(image)
-    tiles = cut([torch.from_numpy(canvas)], FORM)
+    tiles = cut([torch.tensor(canvas)], FORM)
     torch.testing.assert_close(tiles.pixels[0], expected["pixel_values"][0, 0], atol=1e-5, rtol=1e-5)
     assert int(tiles.ratio_ids[0]) == int(expected["aspect_ratio_ids"][0, 0])
     assert int(tiles.counts[0]) == expected["num_tiles"][0][0]
