@@ -23,6 +23,7 @@ SIMULATORS = {
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
+    "mllama": "rllib_vlm.models.mllama:Mllama",
 }
 BACKENDS = {
     "hf": "rllib_vlm.backends.hf:HFBackend",

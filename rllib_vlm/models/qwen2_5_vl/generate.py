@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rllib_vlm.models.decoding import sample_completions
 from rllib_vlm.models.qwen2_5_vl.cache import Cache
 from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
-from rllib_vlm.models.sampling import sample
 from rllib_vlm.types import SamplingParams
 
 _MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a pass of its own
@@ -79,32 +79,27 @@ def sample_batch(
     mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)
     mask = mask.masked_fill_(padding, -torch.inf)[:, None, None]
 
-    ids: list[list[int]] = [[] for _ in range(batch)]
-    logprobs: list[list[float]] = [[] for _ in range(batch)]
-    alive = list(range(batch))  # completion of each row of the tensors
-    ending = frozenset(stop_ids)
-    done: set[int] = set()
-    for step in range(steps):
-        drawn, drawn_logprobs = sample(logits(hidden), sampling, generator)
-        for row, token, logprob in zip(alive, drawn.tolist(), drawn_logprobs.tolist(), strict=True):
-            if row in done:
-                continue
-            ids[row].append(token)
-            logprobs[row].append(logprob)
-            if token in ending or (stops is not None and stops(ids[row])):
-                done.add(row)
-        if len(done) == batch or step == steps - 1:
-            break
-        if sum(row in done for row in alive) * 2 >= len(alive):
-            keep = torch.tensor([i for i, row in enumerate(alive) if row not in done], device=mask.device)
-            alive = [row for row in alive if row not in done]
-            cache.select(keep)
-            drawn, cos, sin, mask = drawn[keep], cos[:, keep], sin[:, keep], mask[keep]
-        hidden = layers.advance(drawn, cos[step], sin[step], cache, mask[..., : cache.used + 1])
-    return [
-        (np.asarray(i, dtype=np.int64), np.asarray(p, dtype=np.float32))
-        for i, p in zip(ids, logprobs, strict=True)
-    ]
+    decoder = _Decoder(layers, cache, cos, sin, mask)
+    return sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, generator)
+
+
+@dataclass(slots=True)
+class _Decoder:
+    """The rows that are still being written; `cos` and `sin` [steps, B, ...], `mask` [B, 1, 1, slots]."""
+
+    layers: FusedLayers | _Modules
+    cache: Cache
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+    def advance(self, ids: Tensor, step: int) -> Tensor:
+        mask = self.mask[..., : self.cache.used + 1]
+        return self.layers.advance(ids, self.cos[step], self.sin[step], self.cache, mask)
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.select(rows)
+        self.cos, self.sin, self.mask = self.cos[:, rows], self.sin[:, rows], self.mask[rows]
 
 
 class _Modules:
