@@ -58,7 +58,7 @@ class VLMFamily(Protocol):
     referring_words: tuple[
         int, int
     ]  # tokens that say of an image token: not what the instruction names; it is
-    banned_token_ids: tuple[int, ...]  # never sampled: image placeholders and other special ids
+    banned_token_ids: tuple[int, ...]  # never sampled: image placeholders and other special ids; sorted
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> VLMFamily:
@@ -131,6 +131,10 @@ class VLMFamily(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """[V, D] where `logits` is hidden @ weight.T but for the bans; None where it is more or sharded."""
 
     def generate(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
@@ -302,6 +302,13 @@ class Qwen25VL:
         if self._bans.device != hidden.device:
             self._bans = self._bans.to(hidden.device)
         return self.model.lm_head(hidden).float() + self._bans
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """[V, D] of the output layer; None where it has adapters, or parameters may be sharded."""
+        head = self.model.lm_head
+        plain = type(head) is nn.Linear and head.bias is None and not self.config.plain_forward
+        return head.weight if plain else None
 
     @torch.no_grad()
     def generate(
