@@ -104,22 +104,22 @@ class _Projected(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, tiles: _Tiles, entropy: bool, keep_bytes: int
     ) -> tuple[Tensor, Tensor]:
         like = at_least_float32(hidden[:0])
-        normalizer, chosen = (like.new_full((len(ids),), _BANNED) for _ in range(2))
-        mean = like.new_zeros(len(ids))  # of the logits, under the distribution so far
+        # Of the logits z so far: the largest, the sum of w = e^(z - largest), and that of w (z - largest).
+        top, chosen = (like.new_full((len(ids),), _BANNED) for _ in range(2))
+        total, moment = like.new_zeros(len(ids)), like.new_zeros(len(ids))
         kept: list[Tensor] = []
         room = keep_bytes if any(ctx.needs_input_grad[:2]) else 0
         for rows, columns in tiles:
             logits = tiles.logits(hidden[rows], weight, columns)
-            top = logits.amax(-1, keepdim=True)
-            weights = (logits - top).exp_()
-            total = weights.sum(-1)
-            own = total.log() + top[:, 0]
-            together = torch.logaddexp(normalizer[rows], own)
+            largest = torch.maximum(top[rows], logits.amax(-1))
+            fallen = top[rows] - largest
+            shifted = logits - largest[:, None]
+            weights = shifted.exp()
             if entropy:
-                expected = (weights * logits).sum(-1) / total
-                before = (normalizer[rows] - together).exp_()
-                mean[rows] = mean[rows] * before + expected * (own - together).exp_()
-            normalizer[rows] = together
+                before = fallen.exp() * (moment[rows] + fallen * total[rows])
+                moment[rows] = before + shifted.mul_(weights).sum(-1)
+            total[rows] = total[rows] * fallen.exp() + weights.sum(-1)
+            top[rows] = largest
             inside, at = _places(ids[rows], columns)
             found = logits.gather(1, at)[:, 0]
             chosen[rows] = torch.where(inside, found, chosen[rows])
@@ -129,12 +129,12 @@ class _Projected(torch.autograd.Function):
                 room -= size
             else:
                 room = 0  # those kept are the first ones
-        entropies = normalizer - mean if entropy else mean
-        ctx.save_for_backward(hidden, weight, ids, normalizer, entropies)
+        logprobs = (chosen - top) - total.log()
+        entropies = total.log() - moment / total
+        ctx.save_for_backward(hidden, weight, ids, top + total.log(), entropies)
         ctx.tiles, ctx.kept = tiles, kept
         ctx.set_materialize_grads(False)
-        banned = chosen <= _BANNED / 2
-        return (chosen - normalizer).masked_fill_(banned, -torch.inf), entropies.clone()
+        return logprobs.masked_fill_(chosen <= _BANNED / 2, -torch.inf), entropies.clone()
 
     @staticmethod
     @once_differentiable
