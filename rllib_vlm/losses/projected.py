@@ -62,7 +62,8 @@ def projected_logprobs(
     size = tile or _TILE.get(hidden.device.type, _LARGE_TILE)
     rows = min(rows, len(ids))
     tiles = _Tiles(len(ids), len(weight), rows, max(1, size // rows), tuple(banned), temperature)
-    logprobs, entropy = _Projected.apply(hidden, weight, ids, tiles, with_entropy, keep_bytes)
+    room = keep_bytes if torch.is_grad_enabled() else 0
+    logprobs, entropy = _Projected.apply(hidden, weight, ids, tiles, with_entropy, room)
     return SelectedLogprobs(logprobs=logprobs, entropy=entropy if with_entropy else None)
 
 
@@ -97,19 +98,18 @@ class _Tiles:
 
 
 class _Projected(torch.autograd.Function):
-    """(log-probs [N], entropies [N] or zeros); see `projected_logprobs`."""
+    """(log-probs [N], entropies [N] where asked for); see `projected_logprobs`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, tiles: _Tiles, entropy: bool, keep_bytes: int
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, tiles: _Tiles, entropy: bool, room: int
     ) -> tuple[Tensor, Tensor]:
         like = at_least_float32(hidden[:0])
         # Of the logits z so far: the largest, the sum of w = e^(z - largest), and that of w (z - largest).
         top, chosen = (like.new_full((len(ids),), _BANNED) for _ in range(2))
         total, moment = like.new_zeros(len(ids)), like.new_zeros(len(ids))
-        kept: list[Tensor] = []
-        room = keep_bytes if any(ctx.needs_input_grad[:2]) else 0
-        for rows, columns in tiles:
+        kept: dict[int, Tensor] = {}
+        for i, (rows, columns) in enumerate(tiles):
             logits = tiles.logits(hidden[rows], weight, columns)
             largest = torch.maximum(top[rows], logits.amax(-1))
             fallen = top[rows] - largest
@@ -125,10 +125,8 @@ class _Projected(torch.autograd.Function):
             chosen[rows] = torch.where(inside, found, chosen[rows])
             size = logits.numel() * logits.element_size()
             if size <= room:
-                kept.append(logits)
+                kept[i] = logits
                 room -= size
-            else:
-                room = 0  # those kept are the first ones
         logprobs = (chosen - top) - total.log()
         entropies = total.log() - moment / total
         ctx.save_for_backward(hidden, weight, ids, top + total.log(), entropies)
@@ -151,9 +149,8 @@ class _Projected(torch.autograd.Function):
         to_hidden = at_least_float32(torch.zeros_like(hidden)) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for i, (rows, columns) in enumerate(tiles):
-            if i < len(kept):
-                logits, kept[i] = kept[i], None
-            else:
+            logits = kept.pop(i, None)
+            if logits is None:
                 logits = tiles.logits(hidden[rows], weight, columns)
             logits -= normalizer[rows, None]
             if slope is None:
