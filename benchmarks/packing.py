@@ -49,12 +49,15 @@ def run(*arguments: str) -> dict[str, Any]:
         "sorted, padded by micro-batch": lambda some: _padded_by_piece(sorted(some, key=len)),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
     losses, positions = {}, {}
     for i in range(size["rounds"] + 1):
         for way, lay_out in ways.items():
+            begin = time.process_time()
             taken, losses[way], positions[way] = _learn(module, lay_out(rows))
             if i:  # the first round warms up
                 seconds[way].append(taken)
+                cpu[way].append(time.process_time() - begin)
     lengths = [len(row) for row in rows]
     useful = sum(lengths)
     speed = {way: useful / median(taken) for way, taken in seconds.items()}
@@ -65,6 +68,10 @@ def run(*arguments: str) -> dict[str, Any]:
         "unit": "times the useful tokens a second of padded rows",
         "details": {
             **{f"over {way}": round(speed["packed"] / speed[way], 3) for way in others},
+            **{
+                f"over {way}, processor time": round(median(cpu[way]) / median(cpu["packed"]), 3)
+                for way in others
+            },
             **{f"useful tokens a second, {way}": round(speed[way], 1) for way in ways},
             **{f"share of padding, {way}": round(1 - useful / positions[way], 3) for way in ways},
             "largest relative difference of the loss": max(
