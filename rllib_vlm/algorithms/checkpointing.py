@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray.train._internal.session import _TrainingResult
 
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
+    from rllib_vlm.env.vlm_env_runner import FrozenWeights
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class CheckpointedAlgorithm(Algorithm):
     config: VLMAlgorithmConfig
     run_state: RunState
     buffer: DemonstrationBuffer
+    _frozen: FrozenWeights | None = None  # what runners were last told of the weights that never change
 
     @property
     def lasting_folder(self) -> Path:
@@ -59,6 +61,7 @@ class CheckpointedAlgorithm(Algorithm):
     @override(Algorithm)
     def set_state(self, state: Any) -> None:
         super().set_state(state)
+        self._frozen = None  # they may be others now
         if RUN_STATE in state:
             self.run_state = RunState.from_dict(state[RUN_STATE])
             self.run_state.reopen(self.config)
@@ -130,6 +133,7 @@ class CheckpointedAlgorithm(Algorithm):
         if local and not checked:
             require_whole(Path(where))
         super().restore_from_path(where, component=component, **kwargs)
+        self._frozen = None
         if local and self.config.warm_start_buffer_episodes:
             self.buffer.load(Path(where))
         self._sync_weights(self.env_runner_group)

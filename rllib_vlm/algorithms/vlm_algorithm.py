@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.probe import log_ratio_max
+from rllib_vlm.core.rl_module import FROZEN, TRAINED
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
@@ -43,6 +45,7 @@ from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
+from rllib_vlm.env.vlm_env_runner import FrozenWeights
 from rllib_vlm.errors import SimulatorError
 
 
@@ -336,20 +339,31 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
 
     def _sync_weights(self, group: EnvRunnerGroup) -> None:
-        """All runners of `group` have the learner's weights when this returns."""
+        """All runners of `group` have the learner's weights when this returns.
+
+        What is frozen is put where runners find it once, and each of them reads it once: with adapters, or a frozen
+        vision tower, what is sent after an update is what the update changed.
+        """
         local = group.local_env_runner
         if local is not None and self._shared and group is self.env_runner_group:
             local.set_policy_version(self.learner_group._learner._weights_seq_no)  # noqa: SLF001
             if not group.num_remote_env_runners():
                 return
-        state = self.learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
-        weights = {key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        if self._frozen is None:
+            weights, _ = self._weights(FROZEN)
+            self._frozen = FrozenWeights(uuid.uuid4().hex, ray.put(weights) if weights else None)
+        trained, version = self._weights(TRAINED)
+        weights = {COMPONENT_RL_MODULE: trained, WEIGHTS_SEQ_NO: version, FROZEN: self._frozen}
         if local is not None and not self._shared:
             local.set_state(weights)
         if group.num_remote_env_runners():
             group.foreach_env_runner("set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False)
+
+    def _weights(self, part: str) -> tuple[dict[str, Any], int]:
+        """One component of the module's state, as an actor needs it, and its version."""
+        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}/{DEFAULT_MODULE_ID}/{part}"
+        state = self.learner_group.get_state(components=path, inference_only=True)[COMPONENT_LEARNER]
+        return state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID], state[WEIGHTS_SEQ_NO]
 
     def _update_seed(self, part: int = 0) -> int:
         """Of what is drawn in the present update, or in one part of it."""

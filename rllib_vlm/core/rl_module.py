@@ -22,7 +22,7 @@ from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
 from rllib_vlm.batching.rows import NAME, NAMED, PLACE, Label, gather_predicting, scatter_to_tokens
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.precision import products
-from rllib_vlm.core.scoring import score_tokens
+from rllib_vlm.core.scoring import OutputLayer, score_tokens
 from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
 from rllib_vlm.errors import ModelError
 from rllib_vlm.models.adapters import ValueHead
@@ -31,6 +31,10 @@ from rllib_vlm.types import Completion, Prompt, SamplingParams
 
 HF_DIRECTORY = "hf"
 VALUE_HEAD_FILE = "value_head.safetensors"
+TRAINED, FROZEN = (
+    "trained",
+    "frozen",
+)  # components of the state: weights that learn, and those that never change
 # Keys of `model_config` that are not the family's.
 MODULE_KEYS = frozenset(
     {
@@ -180,10 +184,9 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         states = gather_predicting(hidden, mask)
         scores = score_tokens(
             states,
-            self.family.logits,
+            self._output_layer(),
             batch["token_ids"][mask],
             sampling or self.sampling,
-            vocab_size=self.family.vocab_size,
             chunk=self._chunk,
             with_entropy=with_entropy,
         )
@@ -198,6 +201,15 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         if self.has_value_head if with_values is None else with_values:
             out[VLMColumns.VALUES] = self._values(states, mask, batch)
         return out
+
+    def _output_layer(self) -> OutputLayer:
+        family = self.family
+        return OutputLayer(
+            logits=family.logits,
+            vocab_size=family.vocab_size,
+            weight=family.output_weight,
+            banned=family.banned_token_ids,
+        )
 
     @override(ValueFunctionAPI)
     def compute_values(
@@ -287,11 +299,16 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         inference_only: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        skip = "value_head." if inference_only else None
+        """All weights, or one of the components `TRAINED` (adapters, parts that are not frozen) and `FROZEN`."""
+        learns = {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        wanted = {
+            part for part in (TRAINED, FROZEN) if self._check_component(part, components, not_components)
+        }
         return {
             name: _portable(tensor)
             for name, tensor in self.state_dict().items()
-            if skip is None or not name.startswith(skip)
+            if (TRAINED if name in learns else FROZEN) in wanted
+            and not (inference_only and name.startswith("value_head."))
         }
 
     @override(TorchRLModule)

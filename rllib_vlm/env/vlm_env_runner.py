@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
+from rllib_vlm.core.rl_module import FROZEN
 from rllib_vlm.data import Conversation, RecordedEpisode, open_demonstrations
 from rllib_vlm.env.conversations import told_episode
 from rllib_vlm.env.creators import simulator_factory
@@ -48,6 +49,14 @@ _PROBE_TOKENS = 16
 REPLACEMENTS = 1_000_000_000  # position in the sequence of tasks where replacements begin
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenWeights:
+    """Weights that no update changes, which a runner reads once."""
+
+    key: str  # of these weights: others have another
+    ref: ray.ObjectRef | None  # {name: array}; None where there are none
+
+
 class VLMEnvRunner(SingleAgentEnvRunner):
     """Plays training, held-out and expert episodes in a pool of simulators."""
 
@@ -62,6 +71,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
         self._tell: Callable[[], object] | None = None  # called after each episode of the present call
+        self._frozen_key = ""  # of the frozen weights the module has
         self._given_seed: int | None = None  # of what is drawn in the present call; the driver says
         super().__init__(config=config, **kwargs)
         workers = max(1, self.num_workers)
@@ -290,19 +300,27 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def set_state(self, state: Any) -> None:
-        """RLlib's, and weights go through the generation backend with their version."""
+        """RLlib's, and weights go through the generation backend with their version.
+
+        Beside all weights, `rl_module` may hold those that learn, and `FROZEN` say where the others are.
+        """
         state = dict(state)
         self.tasks.cursor = state.pop(TASK_CURSOR, self.tasks.cursor)
         weights = state.pop("rl_module", None)
+        frozen: FrozenWeights | None = state.pop(FROZEN, None)
         version = state.get(WEIGHTS_SEQ_NO, 0)
         super().set_state(state)
         if weights is None:
             return
-        if version and version == self.module.policy_version:
+        lacks_frozen = frozen is not None and frozen.key != self._frozen_key
+        if version and version == self.module.policy_version and not lacks_frozen:
             return
         if isinstance(weights, ray.ObjectRef):
             weights = ray.get(weights)
         weights = weights.get(DEFAULT_MODULE_ID, weights)
+        if frozen is not None and lacks_frozen:
+            weights = {**weights, **(ray.get(frozen.ref) if frozen.ref is not None else {})}
+            self._frozen_key = frozen.key
         self.module.load_policy(weights, version=version)
         self._weights_seq_no = version
 

@@ -130,6 +130,26 @@ def lora_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights `model` would have without adapters, those merged in: what an engine is sent that holds none.
+
+    Names are those of the model before `add_lora`; only adapted matrices are new tensors.
+    """
+    adapted: dict[str, Any] = {n: m for n, m in model.named_modules() if hasattr(m, "base_layer")}
+    merged: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        layer, _, kind = name.rpartition(".base_layer.")
+        if layer in adapted:
+            if kind == "weight":
+                with torch.no_grad():
+                    for adapter in adapted[layer].active_adapters:
+                        tensor = tensor + adapted[layer].get_delta_weight(adapter)
+            merged[f"{layer}.{kind}"] = tensor
+        elif not any(part.startswith("lora_") for part in name.split(".")):
+            merged[name] = tensor
+    return merged
+
+
 def without_lora(model: nn.Module) -> nn.Module:
     """`model` itself, or a copy with its adapters merged into the weights they adapt."""
     if not any(hasattr(module, "base_layer") for module in model.modules()):

@@ -58,7 +58,7 @@ class VLMFamily(Protocol):
     referring_words: tuple[
         int, int
     ]  # tokens that say of an image token: not what the instruction names; it is
-    # Never sampled: image placeholders and other special ids, as far as the output layer has them at all.
+    # Never sampled: image placeholders and other special ids, as far as the output layer has them at all; sorted.
     banned_token_ids: tuple[int, ...]
     packs: ClassVar[bool]  # several segments in a row cost no more than their tokens; else rows hold one each
     labels_images: ClassVar[bool]  # parts of an image are tokens, so that labels can say what they show
@@ -137,6 +137,10 @@ class VLMFamily(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., D], float32, banned ids at -inf."""
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """[V, D] where `logits` is hidden @ weight.T but for the bans; None where it is more or sharded."""
 
     def generate(
         self,

@@ -98,6 +98,10 @@ def test_shapes_and_types(family: VLMFamily) -> None:
     assert logits.shape == (2, 2, family.vocab_size) and logits.dtype == torch.float32
     assert bool((logits[..., list(family.banned_token_ids)] == -torch.inf).all())
     assert not set(family.banned_token_ids) & set(family.stop_token_ids)
+    assert sorted(family.banned_token_ids) == list(family.banned_token_ids)
+    if family.output_weight is not None:
+        allowed = logits.isfinite()
+        torch.testing.assert_close((hidden[:, -2:] @ family.output_weight.T)[allowed], logits[allowed])
 
 
 def test_gradients_reach_the_language_model_and_the_vision_tower(family: VLMFamily) -> None:

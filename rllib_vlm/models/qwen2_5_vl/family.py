@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
@@ -245,6 +245,13 @@ class Qwen25VL(TextSide):
 
         last, middle = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
         return Depths(embedded=x, middle=in_place(middle), last=in_place(last))
+
+    @property
+    def output_weight(self) -> Tensor | None:
+        """[V, D] of the output layer; None where it has adapters, or parameters may be sharded."""
+        head = self.model.lm_head
+        plain = type(head) is nn.Linear and head.bias is None and not self.config.plain_forward
+        return head.weight if plain else None
 
     @torch.no_grad()
     def generate(

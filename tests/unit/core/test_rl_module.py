@@ -56,16 +56,65 @@ def test_bfloat16_stays_near_and_its_log_probs_are_float32(module):
     module.zero_grad(set_to_none=True)
 
 
-def test_small_chunks_change_nothing(module, monkeypatch):
+def scores_and_gradients(module, batch, sampling):
+    out = module.forward_train(batch, with_entropy=True, sampling=sampling)
+    loss = sum(out[name].square().sum() for name in (VLMColumns.LOGPROBS, VLMColumns.ENTROPY))
+    module.zero_grad(set_to_none=True)
+    loss.backward()
+    found = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return out, found
+
+
+@pytest.mark.parametrize("way", ["tiles", "tiles, some kept", "chunks"])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (0.6, 0.9)])
+def test_however_logits_are_cut_scores_and_gradients_are_the_same(
+    module, monkeypatch, way, temperature, top_p
+):
     from rllib_vlm.core import scoring
 
     batch = to_torch(pack(random_rows(module.family), max_tokens=200))
-    whole = module.forward_train(batch, with_entropy=True)
-    monkeypatch.setattr(scoring, "_SMALL_LOGITS_BYTES", 0)
+    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    whole, expected = scores_and_gradients(module, batch, sampling)
+    monkeypatch.setattr(scoring, "_SMALL_LOGITS_BYTES", 0 if way == "tiles" else 20_000)
+    monkeypatch.setattr(scoring, "_NUCLEUS_BYTES", 0)
     monkeypatch.setattr(module, "_chunk", 2)
-    pieces = module.forward_train(batch, with_entropy=True)
+    if way == "chunks":  # as where the output layer has adapters
+        monkeypatch.setattr(type(module.family), "output_weight", None)
+    pieces, found = scores_and_gradients(module, batch, sampling)
     for name in (VLMColumns.LOGPROBS, VLMColumns.ENTROPY, VLMColumns.VALUES):
         torch.testing.assert_close(pieces[name], whole[name], rtol=1e-5, atol=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_only_sampled_tokens_are_projected(module, monkeypatch):
+    batch = to_torch(pack(random_rows(module.family), max_tokens=200))
+    logits, projected = module.family.logits, []
+
+    def counted(states):
+        projected.append(len(states))
+        return logits(states)
+
+    monkeypatch.setattr(module.family, "logits", counted)
+    module.forward_train(batch, with_entropy=True)
+    assert sum(projected) == int((batch["turn_ids"] >= 0).sum()) < int((batch["segment_ids"] > 0).sum()) / 2
+
+
+def test_the_state_is_what_learns_and_what_is_frozen():
+    made = make(lora={"rank": 2, "target": ["q_proj"]}, value_head=True)
+    everything = made.get_state(inference_only=True)
+    trained = made.get_state(components="trained", inference_only=True)
+    frozen = made.get_state(components="frozen", inference_only=True)
+    assert trained and all(".lora_" in name for name in trained)
+    assert not trained.keys() & frozen.keys() and {**trained, **frozen}.keys() == everything.keys()
+    assert any(name.startswith("value_head.") for name in made.get_state(components="trained"))
+    actor = make(lora={"rank": 2, "target": ["q_proj"]}, inference_only=True)
+    moved = {name: value + 1.0 for name, value in trained.items()}
+    actor.load_policy(moved, version=3)
+    for name, value in actor.get_state().items():
+        np.testing.assert_array_equal(value, moved.get(name, everything[name]))
 
 
 def test_a_module_for_inference_has_no_critic_and_takes_a_learners_weights(module):

@@ -8,12 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tiny import tiny_config
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from tiny import MODEL, tiny_config
 
 from rllib_vlm.backends.scripted import ScriptedBackend
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.env.tasks import Task, heldout_tasks
-from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.env.vlm_env_runner import FrozenWeights, VLMEnvRunner
 from rllib_vlm.sims.cards.deck import NAMES
 from rllib_vlm.sims.cards.solver import solutions
 
@@ -282,3 +283,20 @@ def test_transcripts_tell_what_was_said_and_graded():
         assert second.info["grades"][0]["correct"] and "state" not in second.info
         json.dumps([told.task, *(turn.info for turn in told.turns)])
     assert len(runner.play_heldout([Task("heldout", 5)]).items) == 1 and len(over) == 2
+
+
+def test_weights_that_learn_come_alone_once_the_frozen_ones_are_there():
+    config = tiny_config("ppo").rl_module(model_config={**MODEL, "lora": {"rank": 2, "target": ["q_proj"]}})
+    runner = make_runner(config)
+    before = {name: np.array(value) for name, value in runner.module.get_state().items()}
+    trained = runner.module.get_state(components="trained")
+    for version, moved in enumerate((1.0, 2.0), 7):
+        state = {"default_policy": {name: np.full_like(v, moved) for name, v in trained.items()}}
+        runner.set_state({"rl_module": state, WEIGHTS_SEQ_NO: version, "frozen": FrozenWeights("a", None)})
+        assert runner.module.policy_version == version
+        for name, value in runner.module.get_state().items():
+            np.testing.assert_array_equal(value, moved if name in trained else before[name])
+    # The same version, but of another model: read again.
+    state = {"default_policy": {name: np.zeros_like(v) for name, v in trained.items()}}
+    runner.set_state({"rl_module": state, WEIGHTS_SEQ_NO: 8, "frozen": FrozenWeights("b", None)})
+    assert not any(runner.module.get_state()[name].any() for name in trained)

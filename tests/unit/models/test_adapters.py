@@ -2,14 +2,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rllib_vlm.errors import ModelError, UnknownNameError
-from rllib_vlm.models.adapters import ValueHead, add_lora, count_parameters, freeze, without_lora
+from rllib_vlm.models.adapters import (
+    ValueHead,
+    add_lora,
+    count_parameters,
+    freeze,
+    merged_state,
+    without_lora,
+)
+from rllib_vlm.models.base import TokenRows
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
-from rllib_vlm.types import SamplingParams
+from rllib_vlm.types import Prompt, SamplingParams
 from tests.unit.models.conftest import make_prompt
 
 SMALL = {"size": "tiny", "hidden_size": 64, "num_layers": 2, "vision_depth": 1}
@@ -49,6 +58,62 @@ def test_frozen_vision_gets_no_gradient() -> None:
     everything, trainable = count_parameters(family.model)
     vision = sum(p.numel() for p in family.model.model.visual.parameters())
     assert everything - trainable == vision > 0
+
+
+def saved_bytes(family: Qwen25VL, prompt: Prompt) -> int:
+    """What a forward pass keeps for the backward pass."""
+    rows = TokenRows(
+        token_ids=torch.from_numpy(prompt.token_ids)[None],
+        segment_ids=torch.ones(1, len(prompt.token_ids), dtype=torch.int64),
+        images=torch.from_numpy(np.stack(prompt.images))[None],
+        image_sizes=torch.tensor([[image.shape[:2] for image in prompt.images]]),
+    )
+    sizes: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        family.hidden(rows).sum().backward()
+    return sum(sizes)
+
+
+def test_a_frozen_tower_has_no_graph_and_checkpointing_keeps_less() -> None:
+    kept: dict[str, int] = {}
+    for name, options in {
+        "plain": {},
+        "frozen": {"freeze": "model.visual.*"},
+        "checkpointed": {"gradient_checkpointing": True},
+        "both": {"freeze": "model.visual.*", "gradient_checkpointing": True},
+    }.items():
+        family = Qwen25VL.build({**SMALL, **options})
+        made: list[torch.Tensor] = []
+        for block in family.model.model.visual.blocks:
+            block.attn.qkv.register_forward_hook(lambda _, __, out, made=made: made.append(out))
+        kept[name] = saved_bytes(family, make_prompt(family, 1, words=20))
+        assert made and all(out.requires_grad != ("freeze" in options) for out in made), name
+        language = family.model.model.language_model
+        assert language.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
+    assert kept["frozen"] < kept["plain"]
+    assert kept["both"] < kept["checkpointed"] < kept["plain"] / 2
+
+
+def test_merged_weights_are_those_of_the_merged_model() -> None:
+    family = Qwen25VL.build({**SMALL, "lora": {"rank": 4, "target": ["q_proj", "down_proj"]}})
+    with torch.no_grad():
+        for name, parameter in family.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    found, expected = merged_state(family.model), without_lora(family.model).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    plain = Qwen25VL.build(SMALL).model.state_dict()
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, plain[name])}
+    assert len(changed) == 2 * 2 + 1  # q_proj and down_proj of two layers, down_proj of the tower's one
+    assert family.output_weight is family.model.lm_head.weight
+    assert Qwen25VL.build({**SMALL, "lora": {"target": ["lm_head"]}}).output_weight is None
 
 
 def test_lora_trains_little_and_is_merged_when_saved(tmp_path: Path) -> None:
