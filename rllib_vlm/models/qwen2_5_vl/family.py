@@ -25,10 +25,12 @@ from rllib_vlm.models.qwen2_5_vl.decoder import (
     run_layers,
     segment_mask,
 )
-from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_prefix
+from rllib_vlm.models.qwen2_5_vl.generate import sample_batch
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
+from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, batches, prefill
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
+from rllib_vlm.models.sessions import Content, Session, SessionCache
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
@@ -38,7 +40,6 @@ _LEAST_PIXELS, _MOST_SHARE = (
     0.5,
 )  # a thing that is cut out has so many pixels, at most this share of the cut
 _EDGE = 0.15  # of a cut: as near as this the thing's centre may lie to its edge
-_PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
 
 
 class Qwen25VL:
@@ -309,28 +310,59 @@ class Qwen25VL:
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         generator: torch.Generator | None = None,
+        *,
+        cache: SessionCache | None = None,
+        sessions: Sequence[Session | None] | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
-        Prompts of similar length are computed together. Without a generator, `sampling.seed` makes
+        Prompts with about as much to compute are computed together. Without a generator, `sampling.seed` makes
         one, and without a seed torch's own is used.
+
+        Args:
+            cache: where keys and values of earlier turns are found, and those of this one kept.
+            sessions: the conversation of each prompt; None for one that is nobody's.
         """
         if generator is None and sampling.seed is not None:
             generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+        cache = SessionCache() if cache is None else cache
+        names = list(sessions or [None] * len(prompts))
+        contents = [
+            Content.of(prompt, self.image_token_id, self.images.tokens)
+            if cache.enabled and name is not None
+            else None
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+        pasts = [
+            None if content is None else cache.find(name, content)
+            for name, content in zip(names, contents, strict=True)
+        ]
+        kept = [0 if past is None else past.shape[2] for past in pasts]
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for chunk in _chunks(order, [len(p.token_ids) for p in prompts]):
+        for chunk in batches([len(p.token_ids) - k for p, k in zip(prompts, kept, strict=True)], kept):
+            chosen = [prompts[i] for i in chunk]
+            tokens = self._prefill(chosen, [pasts[i] for i in chunk])
+
+            def keep(row: int, ids: NDArray[np.int64], pairs: Tensor, chunk: list[int] = chunk) -> None:
+                content = contents[chunk[row]]
+                if content is not None:
+                    known = ids[: pairs.shape[2] - len(content.token_ids)]
+                    cache.keep(names[chunk[row]], content.followed_by(known), pairs)
+
             completions = sample_batch(
                 self.model.model.language_model,
-                self._prefill([prompts[i] for i in chunk]),
+                tokens,
                 self.logits,
                 sampling,
                 self.stop_token_ids,
                 stops,
                 generator,
+                keep if any(contents[i] is not None for i in chunk) else None,
             )
             results.update(zip(chunk, completions, strict=True))
+            cache.computed += tokens.computed
+            cache.reused += sum(len(p.token_ids) for p in chosen) - tokens.computed
         return [results[i] for i in range(len(prompts))]
 
     def save_pretrained(self, directory: Path) -> None:
@@ -355,37 +387,15 @@ class Qwen25VL:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         return generation_config(tokenizer, AutoConfig.from_pretrained(directory, local_files_only=True))
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> Prefill:
-        """Left-aligned rows of prompts, with image features in place."""
-        device = self.device
-        arrays = [p.token_ids for p in prompts]
-        lengths = np.array([len(ids) for ids in arrays])
-        token_ids = np.full((len(arrays), lengths.max()), self.pad_token_id, dtype=np.int64)
-        for row, ids in enumerate(arrays):
-            token_ids[row, : len(ids)] = ids
-        segments = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        images = [image for p in prompts for image in p.images]
-        owners = torch.tensor([r for r, p in enumerate(prompts) for _ in p.images], dtype=torch.int64)
-        sizes: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            sizes.setdefault(image.shape, []).append(i)
-        groups = [
-            (torch.tensor(order), torch.from_numpy(np.stack([images[i] for i in order])).to(device))
-            for order in sizes.values()
-        ]
-        grids = torch.tensor([i.shape[:2] for i in images], dtype=torch.int64).reshape(-1, 2)
-        x, positions = self._embed(
-            torch.from_numpy(token_ids).to(device),
-            torch.from_numpy(segments).to(device),
-            groups,
-            grids.to(device) // self.images.unit,
-            owners.to(device),
-        )
-        return Prefill(
-            lengths=torch.from_numpy(lengths).to(device),
-            embeddings=x,
-            positions=positions,
-            shared=shared_prefix(arrays, self.image_token_id),
+    def _prefill(self, prompts: Sequence[Prompt], pasts: Sequence[Tensor | None]) -> Prefill:
+        return prefill(
+            prompts,
+            pasts,
+            pad=self.pad_token_id,
+            image_token=self.image_token_id,
+            unit=self.images.unit,
+            device=self.device,
+            embed=self._features,
         )
 
     def _group_rows(self, rows: TokenRows) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
@@ -416,18 +426,22 @@ class Qwen25VL:
         """Embeddings [B, L, D] with image features in place, and positions [3, B, L]."""
         is_image = (token_ids == self.image_token_id) & (segment_ids > 0)
         positions = rope_positions(is_image, segment_ids, grids, owners)
+        return self._features(token_ids, is_image, groups), positions
+
+    def _features(self, token_ids: Tensor, is_image: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Embeddings [B, L, D] with image features in place."""
         x = self.model.model.language_model.embed_tokens(token_ids)
-        if groups:
-            features = image_features(
-                self.model.model.visual,
-                groups,
-                self.images,
-                plain=self.config.plain_forward,
-                checkpoint=self.config.gradient_checkpointing,
-            )
-            where = is_image.flatten().nonzero()[:, 0]
-            x = x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
-        return x, positions
+        if not groups:
+            return x
+        features = image_features(
+            self.model.model.visual,
+            groups,
+            self.images,
+            plain=self.config.plain_forward,
+            checkpoint=self.config.gradient_checkpointing,
+        )
+        where = is_image.flatten().nonzero()[:, 0]
+        return x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
 
 
 def _last_of(words: NDArray[np.int64], ids: NDArray[np.int64]) -> int | None:
@@ -437,20 +451,3 @@ def _last_of(words: NDArray[np.int64], ids: NDArray[np.int64]) -> int | None:
     windows = np.lib.stride_tricks.sliding_window_view(ids, len(words))
     found = np.flatnonzero((windows == words).all(1))
     return int(found[-1]) if len(found) else None
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Cuts prompts, shortest first, where padding would cost more than a batch of its own."""
-    chunks: list[list[int]] = []
-    for i in order:
-        chunk = chunks[-1] if chunks else []
-        # A chunk's first is its shortest. Beyond half as long again, padding outweighs batching.
-        if (
-            not chunk
-            or lengths[i] > 1.5 * lengths[chunk[0]] + 16
-            or (len(chunk) + 1) * lengths[i] > _PREFILL_TOKENS
-        ):
-            chunks.append([i])
-        else:
-            chunk.append(i)
-    return chunks
