@@ -163,7 +163,7 @@ class Rollout:
                 self._leave(slot)
             self._generating.clear()
             after = self._backend.counts()
-            self.counts.backend = {name: count - before[name] for name, count in after.items()}
+            self.counts.backend = {name: count - before.get(name, 0) for name, count in after.items()}
         return queue.episodes()
 
     def _play_all(self, queue: EpisodeQueue) -> None:

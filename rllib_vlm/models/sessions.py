@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,8 @@ from rllib_vlm.errors import ModelError
 from rllib_vlm.types import Image, Prompt
 
 Session = Hashable
+# Of a row: its place among its batch, what was sampled, keys and values [layers, heads, S, d] of its first S tokens.
+Keep = Callable[[int, NDArray[np.int64], Tensor], None]
 _MIB = 2**20
 
 
@@ -129,7 +131,8 @@ class SessionCache:
         """Drops everything if the weights are not those of the last call."""
         if not self.enabled:
             return
-        # Torch counts what is written into a tensor in place; that tells of an optimizer's step on shared weights.
+        # Torch counts what is written into a tensor in place; that tells of an optimizer's step on shared weights
+        # (but not of one of torch's fused optimizers: whoever takes those must `clear`).
         weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
         if weights != self._weights:
             self.clear()
@@ -167,6 +170,57 @@ class SessionCache:
         """Frees everything."""
         self._kept.clear()
         self._bytes = 0
+
+
+class Turns:
+    """A batch of prompts, what is kept of their conversations, and where what is computed of them goes.
+
+    Args:
+        cache: of all conversations.
+        sessions: the conversation of each prompt; None for one that is nobody's.
+        content: of a prompt.
+    """
+
+    def __init__(
+        self,
+        cache: SessionCache,
+        prompts: Sequence[Prompt],
+        sessions: Sequence[Session | None],
+        content: Callable[[Prompt], Content | None],
+    ) -> None:
+        self._cache = cache
+        self._sessions = sessions
+        self._lengths = [len(p.token_ids) for p in prompts]
+        self._contents = [
+            content(prompt) if cache.enabled and session is not None else None
+            for prompt, session in zip(prompts, sessions, strict=True)
+        ]
+        # Keys and values [layers, heads, S, d] of the first tokens of each prompt. All are looked up before any is
+        # computed: a turn of the batch does not push out what another needs.
+        self.pasts = [
+            None if own is None else cache.find(session, own)
+            for session, own in zip(sessions, self._contents, strict=True)
+        ]
+        self.kept = [0 if past is None else past.shape[2] for past in self.pasts]  # tokens
+
+    def count(self, chosen: Sequence[int], computed: int) -> None:
+        """Tells of some of the prompts how many of their tokens were computed."""
+        self._cache.computed += computed
+        self._cache.reused += sum(self._lengths[i] for i in chosen) - computed
+
+    def keeper(self, chosen: Sequence[int]) -> Keep | None:
+        """What keeps the turns of these prompts; None where none is part of a conversation."""
+        if all(self._contents[i] is None for i in chosen):
+            return None
+
+        def keep(row: int, sampled: NDArray[np.int64], pairs: Tensor) -> None:
+            i = chosen[row]
+            content = self._contents[i]
+            if content is not None:
+                known = sampled[: pairs.shape[2] - self._lengths[i]]
+                self._cache.keep(self._sessions[i], content.followed_by(known), pairs)
+
+        return keep
 
 
 def _key(image: Image) -> bytes:

@@ -30,7 +30,7 @@ from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, batches, prefill
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
-from rllib_vlm.models.sessions import Content, Session, SessionCache
+from rllib_vlm.models.sessions import Content, Session, SessionCache, Turns
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
@@ -325,31 +325,17 @@ class Qwen25VL:
         """
         if generator is None and sampling.seed is not None:
             generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        cache = SessionCache() if cache is None else cache
-        names = list(sessions or [None] * len(prompts))
-        contents = [
-            Content.of(prompt, self.image_token_id, self.images.tokens)
-            if cache.enabled and name is not None
-            else None
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-        pasts = [
-            None if content is None else cache.find(name, content)
-            for name, content in zip(names, contents, strict=True)
-        ]
-        kept = [0 if past is None else past.shape[2] for past in pasts]
+        turns = Turns(
+            SessionCache() if cache is None else cache,
+            prompts,
+            sessions or [None] * len(prompts),
+            lambda prompt: Content.of(prompt, self.image_token_id, self.images.tokens),
+        )
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for chunk in batches([len(p.token_ids) - k for p, k in zip(prompts, kept, strict=True)], kept):
-            chosen = [prompts[i] for i in chunk]
-            tokens = self._prefill(chosen, [pasts[i] for i in chunk])
-
-            def keep(row: int, ids: NDArray[np.int64], pairs: Tensor, chunk: list[int] = chunk) -> None:
-                content = contents[chunk[row]]
-                if content is not None:
-                    known = ids[: pairs.shape[2] - len(content.token_ids)]
-                    cache.keep(names[chunk[row]], content.followed_by(known), pairs)
-
+        for chunk in batches([len(p.token_ids) for p in prompts], turns.kept):
+            tokens = self._prefill([prompts[i] for i in chunk], [turns.pasts[i] for i in chunk])
+            turns.count(chunk, tokens.computed)
             completions = sample_batch(
                 self.model.model.language_model,
                 tokens,
@@ -358,11 +344,9 @@ class Qwen25VL:
                 self.stop_token_ids,
                 stops,
                 generator,
-                keep if any(contents[i] is not None for i in chunk) else None,
+                turns.keeper(chunk),
             )
             results.update(zip(chunk, completions, strict=True))
-            cache.computed += tokens.computed
-            cache.reused += sum(len(p.token_ids) for p in chosen) - tokens.computed
         return [results[i] for i in range(len(prompts))]
 
     def save_pretrained(self, directory: Path) -> None:

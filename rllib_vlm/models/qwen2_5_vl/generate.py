@@ -30,10 +30,8 @@ from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_laye
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
 from rllib_vlm.models.qwen2_5_vl.prefill import Prefill
 from rllib_vlm.models.sampling import sample
+from rllib_vlm.models.sessions import Keep
 from rllib_vlm.types import SamplingParams
-
-# Of a row: its place in the batch, what was sampled, and keys and values [layers, 2 G, S, d] of its first S tokens.
-Keep = Callable[[int, NDArray[np.int64], Tensor], None]
 
 
 @torch.no_grad()

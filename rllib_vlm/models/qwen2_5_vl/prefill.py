@@ -112,22 +112,23 @@ def shared_prefix(token_ids: Sequence[NDArray[np.int64]], image_token: int) -> i
 
 
 def batches(lengths: Sequence[int], kept: Sequence[int]) -> list[list[int]]:
-    """Prompts, shortest first, cut where padding would cost more than a batch of its own.
+    """Prompts, those with least to compute first, cut where padding would cost more than a batch of its own.
 
     Args:
-        lengths: tokens to compute of each prompt.
-        kept: tokens of its past.
+        lengths: tokens of each prompt.
+        kept: those of them that need not be computed.
     """
+    new = [length - k for length, k in zip(lengths, kept, strict=True)]
     found: list[list[int]] = []
     past = 0  # the longest of the batch
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    for i in sorted(range(len(new)), key=lambda i: new[i]):
         batch = found[-1] if found else []
         past = max(past, kept[i])
         # A batch's first is its shortest. Beyond half as long again, padding outweighs batching.
         if (
             not batch
-            or lengths[i] > 1.5 * lengths[batch[0]] + 16
-            or (len(batch) + 1) * (lengths[i] + past / _SLOTS_PER_TOKEN) > _PREFILL_TOKENS
+            or new[i] > 1.5 * new[batch[0]] + 16
+            or (len(batch) + 1) * (new[i] + past / _SLOTS_PER_TOKEN) > _PREFILL_TOKENS
         ):
             found.append([i])
             past = kept[i]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_vlm.errors import ModelError
@@ -53,6 +53,7 @@ def whole_pieces(own: list[int | str], other: list[int | str]) -> int:
     return size
 
 
+@settings(max_examples=200, deadline=None)
 @given(pieces, pieces, pieces)
 def test_what_agrees_is_whole_pieces_of_both(
     start: list[int | str], own: list[int | str], other: list[int | str]
