@@ -1,128 +1,297 @@
 """What the collapse guard is worth: faults put into a real short run, with the guard and without it.
 
-`python -m benchmarks collapse [FAULT ...] [healthy=N]`, by default all faults and 10 undisturbed runs. FrozenLake in
-text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, shortened): all runs begin at one warm start, faults strike after
-`STRIKE` updates, success is that of 200 held-out lakes at the end. About 6 minutes a run on 2 cores.
+`python -m benchmarks collapse [PART ...] [healthy=10] [processes=2] [out=FILE]`. A part is a fault's name or
+`undisturbed`; by default all are run, 5 faults with and without the guard and 10 undisturbed runs with it.
+FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
+warm start, faults strike after `STRIKE` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
+
+Each run is a process of one thread, `processes` of them side by side. Each adds a line to `FILE` as it ends; runs that
+stand there are not run again, so that an interrupted benchmark goes on, and the warm start is kept beside it.
+"Without the guard" also leaves out the learner's own check that a gradient is finite.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rllib_vlm.callbacks import configured
+from rllib_vlm.callbacks.metrics import look_up
+from rllib_vlm.config.experiment import Experiment
 from rllib_vlm.config.loader import load
 from rllib_vlm.config.resources import examples
 from rllib_vlm.config.runner import register, start_ray
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
+from rllib_vlm.files import append_json_line, new_folder
 from rllib_vlm.guard.collapse_guard import EVENTS_FILE
 
-UPDATES, STRIKE = 45, 15
+UPDATES, STRIKE = 22, 8
 _SETTINGS = (
+    "env_runners.num_env_runners=0",
+    "env_runners.num_envs_per_env_runner=32",
+    "learners.num_learners=0",
+    "environment.env_config.size=3",
+    "environment.env_config.max_steps=6",
+    "simulation.max_turns=6",
+    "warm_start.updates=6",
     f"training.total_updates={UPDATES}",
     "training.groups_per_update=96",
-    "training.minibatch_size=128",
-    "evaluation.evaluation_at=[final]",
+    "training.minibatch_size=64",
+    "training.lr=3.0e-4",
+    "training.critic_warmup_updates=1",
+    "training.old_logprobs=learner",  # the usual way where engine and learner differ, and what stale weights ruin
+    "evaluation.evaluation_at=[warm_start_end,final]",
 )
-_GUARD: dict[str, Any] = {"every": 3}
+_GUARD: dict[str, Any] = {"every": 2}
+_MARGIN = 0.05  # of success, within which a run ends as if nothing had been
+_UNDISTURBED = "undisturbed"
 Fault = Callable[[Any, bool], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One of the runs to make; `fault` is a name of `FAULTS`, or `undisturbed`."""
+
+    fault: str
+    guarded: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.fault}, {'guarded' if self.guarded else 'without guard'}, seed {self.seed}"
 
 
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: faults, of those tried, after which the guarded run ends within 5 points of the undisturbed one."""
-    healthy = next((int(a.split("=")[1]) for a in arguments if a.startswith("healthy=")), 10)
-    chosen = [a for a in arguments if not a.startswith("healthy=")] or list(FAULTS)
-    for name in chosen:
-        if name not in FAULTS:
-            raise UnknownNameError("collapse", name, FAULTS)
-    experiment = load(examples()["frozen_lake_ppo"], overrides=_SETTINGS)[0]
-    start_ray(dashboard=False)
-    register(experiment)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            begun = _warm_start(experiment, Path(folder) / "begun")
-            undisturbed = [_play(experiment, begun, seed, guarded=True) for seed in range(healthy)]
-            plain = undisturbed[0] if undisturbed else _play(experiment, begun, 0, guarded=False)
-            struck = {
-                (name, guarded): _play(experiment, begun, 0, guarded=guarded, fault=FAULTS[name])
-                for name in chosen
-                for guarded in (False, True)
-            }
-    finally:
-        ray.shutdown()
-    base = plain["success"]
-    saved = [name for name in chosen if struck[name, True]["success"] >= base - 0.05]
-    details: dict[str, Any] = {"undisturbed: success": base, "undisturbed runs": healthy}
-    details["undisturbed runs rolled back or stopped"] = sum(
-        bool(r["rollbacks"] or r["stopped"]) for r in undisturbed
-    )
-    details["undisturbed runs: success"] = json.dumps([r["success"] for r in undisturbed])
-    for name in chosen:
-        for guarded in (False, True):
-            found = struck[name, guarded]
-            what = f"{name}, {'guarded' if guarded else 'without guard'}"
-            details[f"{what}: success"] = found["success"]
-            if guarded:
-                details[f"{what}: rollbacks"] = found["rollbacks"]
-            if found["stopped"]:
-                details[f"{what}: stopped"] = found["stopped"]
+    options = _options(arguments)
+    wanted = _wanted(options.parts, options.healthy)
+    rows = _read(options.out)
+    missing = [one for one in wanted if one not in rows]
+    if missing:
+        with _kept(options.out) as begun:
+            start_ray(dashboard=False, num_cpus=options.processes)
+            try:
+                for one, row in _played(missing, begun):
+                    rows[one] = row
+                    if options.out is not None:
+                        append_json_line(options.out, {**asdict(one), **row, "settings": settings()})
+            finally:
+                ray.shutdown()
+    return _summary({one: rows[one] for one in wanted})
+
+
+# What to run.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    parts: tuple[str, ...]
+    healthy: int = 10
+    processes: int = 2
+    out: Path | None = None
+
+
+def _options(arguments: Sequence[str]) -> _Options:
+    """Raises UnknownNameError for a part that is none, RLlibVLMError for a number that is none."""
+    values = dict(a.split("=", 1) for a in arguments if "=" in a)
+    parts = tuple(a for a in arguments if "=" not in a) or (*FAULTS, _UNDISTURBED)
+    for known, given in (((*FAULTS, _UNDISTURBED), parts), (("healthy", "processes", "out"), values)):
+        for name in given:
+            if name not in known:
+                raise UnknownNameError("collapse", name, known)
+    numbers = {name: value for name, value in values.items() if name != "out"}
+    for name, value in numbers.items():
+        if not value.isdecimal() or int(value) < 1:
+            raise RLlibVLMError(f"{name}={value}: not a whole number of 1 or more, e.g. {name}=2")
+    out = Path(values["out"]) if "out" in values else None
+    return _Options(parts=parts, out=out, **{name: int(value) for name, value in numbers.items()})
+
+
+def _wanted(parts: Sequence[str], healthy: int) -> list[Run]:
+    """The runs of `parts`, the longest first; an undisturbed one, to compare with, is always among them."""
+    faults = [
+        Run(fault=name, guarded=guarded)
+        for guarded in (False, True)
+        for name in parts
+        if name != _UNDISTURBED
+    ]
+    undisturbed = [
+        Run(fault=_UNDISTURBED, seed=seed) for seed in range(healthy if _UNDISTURBED in parts else 1)
+    ]
+    return [*undisturbed[:1], *faults, *undisturbed[1:]]
+
+
+def settings() -> dict[str, Any]:
+    """By which rows are known to be of this benchmark as it is."""
+    faults = {name: updates for name, (_, updates) in FAULTS.items()}
+    return {"overrides": list(_SETTINGS), "guard": _GUARD, "strike": STRIKE, "faults": faults}
+
+
+def _read(out: Path | None) -> dict[Run, dict[str, Any]]:
+    """The runs that stand in `out`; a torn last line is a run to make again."""
+    found: dict[Run, dict[str, Any]] = {}
+    if out is None or not out.is_file():
+        return found
+    for line in out.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            one = Run(**{key: row.pop(key) for key in ("fault", "guarded", "seed")})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if row.pop("settings", None) != settings():
+            raise RLlibVLMError(
+                f"{out}: {one} was run with other settings than this benchmark has now; give another out="
+            )
+        found[one] = row
+    return found
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Path]:
+    """Where the warm start of these settings stands: beside `out`, or for this once."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        digest = zlib.crc32(json.dumps(settings()).encode())
+        yield out.absolute().with_name(f"{out.name}.{digest:08x}.begun")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "begun"
+
+
+def _summary(rows: dict[Run, dict[str, Any]]) -> dict[str, Any]:
+    undisturbed = [row for one, row in rows.items() if one.fault == _UNDISTURBED]
+    struck = {one: row for one, row in rows.items() if one.fault != _UNDISTURBED}
+    base = undisturbed[0]["success"]
+    as_if = {one for one, row in struck.items() if row["success"] >= base - _MARGIN}
+    tried = sum(one.guarded for one in struck)
+    details: dict[str, Any] = {
+        "warm start: success": undisturbed[0]["warm_start"],
+        "undisturbed: success": base,
+        "undisturbed runs": len(undisturbed),
+        "undisturbed runs rolled back or stopped": sum(
+            bool(row["rollbacks"] or row["stopped"]) for row in undisturbed
+        ),
+        "undisturbed runs: success": json.dumps([row["success"] for row in undisturbed]),
+        "faults that harm a run without guard": sum(not one.guarded and one not in as_if for one in struck),
+        "CPU-seconds, all runs": sum(row["cpu_s"] for row in rows.values()),
+    }
+    for one, row in sorted(struck.items(), key=lambda item: (item[0].fault, item[0].guarded)):
+        what = str(one).rpartition(",")[0]
+        details[f"{what}: success"] = row["success"]
+        if one.guarded:
+            details[f"{what}: rollbacks"] = row["rollbacks"]
+        if row["stopped"]:
+            details[f"{what}: stopped"] = row["stopped"]
     return {
-        "name": "collapse", "value": len(saved), "unit": f"of {len(chosen)} faults survived", "details": details,
-    }  # fmt: skip
+        "name": "collapse",
+        "value": sum(one.guarded for one in as_if),
+        "unit": f"of {tried} faults survived",
+        "details": details,
+    }
 
 
-def _warm_start(experiment: Any, folder: Path) -> Path:
-    algorithm = experiment.config.copy(copy_frozen=False).callbacks([]).build_algo()
+# Runs.
+
+
+def _played(runs: Sequence[Run], begun: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Each run as it ends; as many at a time as Ray has CPUs."""
+    start, play = ray.remote(max_retries=0)(_warm_start), ray.remote(max_retries=0)(_play)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("collapse: warm start", total=len(runs))
+        if not begun.is_dir():
+            ray.get(start.remote(begun))
+        bar.update(task, description="collapse: runs")
+        waiting = {play.remote(one, begun): one for one in runs}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            one, row = waiting.pop(done), ray.get(done)
+            bar.console.print(f"{one}: {row}", highlight=False)
+            bar.advance(task)
+            yield one, row
+
+
+def _experiment() -> Experiment:
+    torch.set_num_threads(1)
+    experiment = load(examples()["frozen_lake_ppo"], overrides=_SETTINGS)[0]
+    register(experiment)
+    return experiment
+
+
+def _warm_start(folder: Path) -> None:
+    """Writes the state that all runs begin at, evaluated."""
+    algorithm = _experiment().config.copy(copy_frozen=False).callbacks([]).build_algo()
     try:
         while algorithm.run_state.phase == "warm_start":
             algorithm.train()
-        algorithm.save_to_path(str(folder))
+        with new_folder(folder) as temporary:
+            algorithm.save_to_path(str(temporary))
     finally:
         algorithm.stop()
-    return folder
 
 
-def _play(
-    experiment: Any, begun: Path, seed: int, *, guarded: bool, fault: tuple[Fault, int] | None = None
-) -> dict[str, Any]:
-    """One run from the warm start to its end: success on held-out lakes (0 if it broke off), and what the guard did."""
-    config = experiment.config.copy(copy_frozen=False).callbacks([]).debugging(seed=seed)
-    if guarded:
+def _play(one: Run, begun: Path) -> dict[str, Any]:
+    """A run from the warm start to its end: success on held-out lakes (0 if it broke off), and what the guard did."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    config = _experiment().config.copy(copy_frozen=False).callbacks([]).debugging(seed=one.seed)
+    if one.guarded:
         config.callbacks(configured("guard", **_GUARD))
     algorithm = config.build_algo()
-    state = algorithm.run_state
     found: dict[str, Any] = {"success": 0.0, "stopped": ""}
+    strike, updates = FAULTS.get(one.fault, (None, 0))
+    training: list[float | None] = []
     active = False
+    algorithm.restore_from_path(str(begun))
+    found["warm_start"] = float(algorithm.run_state.evaluations["warm_start_end"]["success_rate"])
     try:
-        algorithm.restore_from_path(str(begun))
-        result: dict[str, Any] = {}
+        if not one.guarded:
+            algorithm.learner_group.foreach_learner(func=_unchecked)
         while (state := algorithm.run_state).phase != "finished":
-            if fault is not None:
-                strike, updates = fault
-                wanted = STRIKE <= state.updates < STRIKE + updates and not state.rollbacks
-                if wanted != active:
-                    strike(algorithm, wanted)
-                    active = wanted
-            result = algorithm.train()
-        found["success"] = float(result["evaluation"]["success_rate"])
-    except (RLlibVLMError, RuntimeError, ray.exceptions.RayError) as error:
-        found["stopped"] = str(error).strip().splitlines()[-1][:200]
+            wanted = STRIKE <= state.updates < STRIKE + updates and not state.rollbacks
+            if strike is not None and wanted != active:
+                strike(algorithm, wanted)
+                active = wanted
+            training.append(look_up(algorithm.train(), "env_runners/success_rate"))
+        found["success"] = float(state.evaluations["final"]["success_rate"])
+    except (RLlibVLMError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        found["stopped"] = (str(error).strip() or repr(error)).splitlines()[-1][:200]
     finally:
-        found["rollbacks"] = state.rollbacks
+        state = algorithm.run_state
         log = Path(algorithm.logdir) / EVENTS_FILE
-        found["alarms"] = len(log.read_text().splitlines()) if log.is_file() else 0
+        found |= {
+            "training": training,
+            "rollbacks": state.rollbacks,
+            "alarms": len(log.read_text().splitlines()) if log.is_file() else 0,
+            "cpu_s": round(time.process_time() - cpu, 1),
+            "wall_s": round(time.perf_counter() - wall, 1),
+        }
         algorithm.stop()
-    print(f"seed {seed} guarded {guarded} {found}", file=sys.stderr, flush=True)
     return found
+
+
+def _unchecked(learner: Any) -> None:
+    """Steps are taken whatever the gradient is."""
+    vars(learner)["_apply"] = partial(_step, learner)
+
+
+def _step(learner: Any) -> None:
+    parameters = [p for p in learner._parameters if p.grad is not None]  # noqa: SLF001
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.config.grad_clip))
+    for optimizer in learner._optimizers:  # noqa: SLF001
+        optimizer.step()
+    learner._step_metrics.add_gradient(norm)  # noqa: SLF001
 
 
 # Faults: begun before update STRIKE, and ended some updates later or as soon as the run has gone back.
@@ -149,21 +318,36 @@ def _learn_flipped(algorithm: Any, episodes: Any, plan: Any) -> None:
 
 
 def _nan_gradients(algorithm: Any, begins: bool) -> None:
-    """A weight whose gradient is not a number."""
+    """Gradients that are not numbers."""
     algorithm.learner_group.foreach_learner(func=partial(_poison, on=begins))
 
 
 def _poison(learner: Any, *, on: bool) -> None:
     if on:
-        parameter = next(learner.module["default_policy"].parameters())
-        vars(learner)["_poison"] = parameter.register_hook(lambda g: torch.full_like(g, torch.nan))
+        parameters = [p for p in learner.module["default_policy"].parameters() if p.requires_grad]
+        hooks = [p.register_hook(lambda g: torch.full_like(g, torch.nan)) for p in parameters]
+        vars(learner)["_poison"] = hooks
     else:
-        vars(learner).pop("_poison").remove()
+        for hook in vars(learner).pop("_poison"):
+            hook.remove()
 
 
 def _stale_weights(algorithm: Any, begins: bool) -> None:
-    """Runners keep the weights they have."""
-    _replace(algorithm, "_sync_weights", _keep if begins else None)
+    """The runner keeps the weights it has, and samples with them as if they were the newest."""
+    group = algorithm.env_runner_group
+    if begins:  # a model of its own, as an engine has
+        group.local_env_runner.make_module()
+        algorithm._shared = False  # noqa: SLF001
+    algorithm._sync_weights(group)  # noqa: SLF001
+    _replace(algorithm, "_learn", _learn_alone if begins else None)
+
+
+def _learn_alone(algorithm: Any, episodes: Any, plan: Any) -> None:
+    _replace(algorithm, "_sync_weights", _keep)
+    try:
+        type(algorithm)._learn(algorithm, episodes, plan)  # noqa: SLF001
+    finally:
+        _replace(algorithm, "_sync_weights", None)
 
 
 def _keep(algorithm: Any, group: Any) -> None:
@@ -171,9 +355,13 @@ def _keep(algorithm: Any, group: Any) -> None:
 
 
 def _corrupted_value_head(algorithm: Any, begins: bool) -> None:
-    """The critic's weights are noise."""
-    if begins:
-        algorithm.learner_group.foreach_learner(func=_corrupt)
+    """The critic's weights are noise at the beginning of each update."""
+    _replace(algorithm, "_learn", _learn_corrupted if begins else None)
+
+
+def _learn_corrupted(algorithm: Any, episodes: Any, plan: Any) -> None:
+    algorithm.learner_group.foreach_learner(func=_corrupt)
+    type(algorithm)._learn(algorithm, episodes, plan)  # noqa: SLF001
 
 
 @torch.no_grad()
@@ -194,6 +382,6 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "learning_rate": (_learning_rate, 1),
     "flipped_rewards": (_flipped_rewards, 10),
     "nan_gradients": (_nan_gradients, 3),
-    "stale_weights": (_stale_weights, 12),
-    "corrupted_value_head": (_corrupted_value_head, 1),
+    "stale_weights": (_stale_weights, 10),
+    "corrupted_value_head": (_corrupted_value_head, 8),
 }

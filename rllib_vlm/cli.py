@@ -3,6 +3,7 @@
 rllib train file tuned_examples/spoc.yaml --set training.lr=1e-6
 rllib train --run VLMPPO --env spoc --stop training_iteration=3
 rllib evaluate results/spoc_2026-01-31_12-00-00 --episodes 200
+rllib evaluate results/streets_2026-01-31_12-00-00 --suite virl
 rllib export results/spoc_2026-01-31_12-00-00 exported/spoc
 rllib diagnose results/spoc_2026-01-31_12-00-00
 rllib validate tuned_examples/*.yaml
@@ -169,15 +170,46 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, heldout, or another of the simulator's.")] = None,
     overrides: Set = None,
     output: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Play a suite of tests instead (see rllib list suites).")
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="Of the suite; by default all. Repeatable.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The suite's folder; by default beside the checkpoint.")
+    ] = None,
     ray_address: Address = None,
     num_cpus: Cpus = None,
 ) -> None:
-    """Plays episodes with a checkpoint's policy; prints a table, and JSON as the last line."""
+    """Plays episodes with a checkpoint's policy; prints a table, and JSON as the last line.
+
+    With --suite, each test's episodes are written step by step, and the last line is the path of the table.
+    """
+    if suite is not None and (split or output):
+        raise typer.BadParameter("a suite has its own splits, and --out DIR in place of --output")
+    if suite is None and (part or out):
+        raise typer.BadParameter("--part and --out are for --suite")
     quiet()
+    if suite is not None:
+        registry.resolve("suites", suite)
     from rllib_vlm.config import evaluation, runner
     from rllib_vlm.config.checkpoints import find_checkpoint
 
     folder = find_checkpoint(checkpoint)
+    if suite is not None:
+        from rllib_vlm.config.suite_command import evaluate_suite
+
+        table_file = evaluate_suite(
+            folder,
+            suite,
+            parts=part or (),
+            episodes=episodes,
+            overrides=overrides or (),
+            out=out,
+            ray_address=ray_address,
+            num_cpus=num_cpus,
+        )
+        typer.echo(str(table_file))
+        return
     prepared = evaluation.prepare(folder, episodes=episodes, split=split, overrides=overrides or ())
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
     metrics = prepared.run()

@@ -23,6 +23,7 @@ SIMULATORS = {
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
+    "mllama": "rllib_vlm.models.mllama:Mllama",
 }
 BACKENDS = {
     "hf": "rllib_vlm.backends.hf:HFBackend",
@@ -65,6 +66,11 @@ CALLBACKS = {
     "guard": "rllib_vlm.guard.collapse_guard:CollapseGuard",
 }
 
+SUITES = {
+    "virl": "rllib_vlm.sims.streetview.suite:VIRL",
+    "cards": "rllib_vlm.sims.cards.suite:CARDS",
+}
+
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,
     "models": MODELS,
@@ -74,6 +80,7 @@ TABLES: dict[str, dict[str, str]] = {
     "histories": HISTORIES,
     "algorithms": ALGORITHMS,
     "callbacks": CALLBACKS,
+    "suites": SUITES,
 }
 
 # Optional dependency -> the extra that brings it, for the error's way out.

@@ -1,8 +1,9 @@
-"""Shared by every test: `--update-golden` rewrites the files golden tests compare with; a cluster for those who ask."""
+"""Shared by every test: how they share the machine, golden files, a cluster for those who ask."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,33 @@ SUPPORT = Path(__file__).parent / "support"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+def pytest_configure() -> None:
+    # Two clusters of Ray may be up side by side, each with the runs that its tests start: none of them may join
+    # another, nor one that is up on this machine for something else.
+    os.environ["RAY_ADDRESS"] = "local"
+    # Else each of them writes ~/.ray/auth_token where there is none yet, and reads the other's.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # The models of tests are too small to gain from threads that wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes, each with its cluster; none but this one where a single file is asked for."""
+    files = {Path(argument.split("::")[0]) for argument in config.args}
+    return 0 if len(files) == 1 and files.pop().is_file() else 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and then those with a cluster: the short ones even out what is left at the end."""
+    cost: dict[Path, int] = {}
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        own = 2 if slow else int("ray_cluster" in getattr(item, "fixturenames", ()))
+        cost[item.path] = max(own, cost.get(item.path, 0))
+    items.sort(key=lambda item: -cost[item.path])
 
 
 @pytest.fixture
@@ -47,6 +75,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level="ERROR",
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        _system_config={"metrics_report_interval_ms": 500},  # for those who read what Ray tells Prometheus
     )
     yield
     ray.shutdown()

@@ -224,9 +224,23 @@ def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
         _attempt("model_config: family", lambda: registry.resolve("models", c.model_config["family"]))
     )
     yield from unknown or _attempt("model_config", lambda: _check_model(c))
+    if not unknown:
+        yield from _grounding(c)
     yield from _attempt(
         "model_config: value_head", lambda: ValueHeadConfig.of(c.model_config.get("value_head"))
     )
+
+
+def _grounding(c: VLMAlgorithmConfig) -> Iterator[str]:
+    """Iterations that would teach nothing."""
+    if registry.resolve("models", c.model_config["family"]).labels_images:
+        return
+    for name in ("warm_start_grounding_updates", "warm_start_grounding_every"):
+        if getattr(c, name):
+            yield (
+                f"{name} is {getattr(c, name)}; it teaches what image tokens show, and in the family "
+                f"{c.model_config['family']!r} an image has no tokens for its parts: set it to 0"
+            )
 
 
 def _check_model(c: VLMAlgorithmConfig) -> None:

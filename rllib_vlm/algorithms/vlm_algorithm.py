@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,8 @@ from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
 from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
-from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
+from rllib_vlm.env.tasks import Task, TaskSampler, heldout_tasks
+from rllib_vlm.env.transcript import Transcript
 from rllib_vlm.errors import SimulatorError
 
 
@@ -382,9 +383,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             callbacks_functions=config.callbacks_on_evaluate_start,
             kwargs={"algorithm": self, "metrics_logger": self.metrics},
         )
-        group = self.eval_env_runner_group or self.env_runner_group
-        if group is not self.env_runner_group:
-            self._sync_weights(group)
+        group = self._evaluation_runners()
         start = time.perf_counter()
         tasks = heldout_tasks(int(config.evaluation_duration))
         own = MetricsLogger(root=True)  # of this evaluation alone
@@ -406,6 +405,31 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             kwargs={"algorithm": self, "metrics_logger": self.metrics, "evaluation_metrics": record},
         )
         return record
+
+    def transcribe(
+        self, tasks: Sequence[Task], options: Mapping[str, Any], tell: Callable[[], object] | None = None
+    ) -> list[Transcript]:
+        """Plays tasks, an episode each, by the settings of evaluation, and gives what was said; no event is fired.
+
+        Args:
+            tasks: to play.
+            options: of the simulator's resets, before those of the settings.
+            tell: called in the runners' processes after each episode; travels there.
+
+        Raises:
+            SimulatorError: simulators or runners fail so persistently that no episode can be finished.
+        """
+        group = self._evaluation_runners()
+        return self._play(
+            group, "play_transcripts", tasks, lambda metrics: None, options=dict(options), tell=tell
+        )
+
+    def _evaluation_runners(self) -> EnvRunnerGroup:
+        """Those that evaluate, with the learner's weights."""
+        group = self.eval_env_runner_group or self.env_runner_group
+        if group is not self.env_runner_group:
+            self._sync_weights(group)
+        return group
 
     def probe_sync(self) -> float:
         """Largest |log-ratio|, in nats, between the runners and the learner over answers to a probe of each runner.

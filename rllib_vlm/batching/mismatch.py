@@ -56,6 +56,7 @@ class Gap:
 
     tokens: int = 0
     kl: float = 0.0  # sum of k3, nats, of the sampler against the learner
+    distance: float = 0.0  # sum of |log w|
     largest: float = 0.0  # |log w|
     corrected: int = 0  # tokens whose weight was cut, or that were left out
 
@@ -63,6 +64,7 @@ class Gap:
         """Means over tokens, and the largest."""
         tokens = max(1, self.tokens)
         return {
+            "sampler_gap": self.distance / tokens,
             "mismatch_kl": self.kl / tokens,
             "mismatch_log_ratio_max": self.largest,
             "mismatch_corrected": self.corrected / tokens,
@@ -85,6 +87,7 @@ def relearn(
         d = np.where(counts, own.astype(np.float64) - row.old_logprobs, 0.0).clip(-_BOUND, _BOUND)
         gap.tokens += int(counts.sum())
         gap.kl += float((np.exp(d) - 1.0 - d)[counts].sum())
+        gap.distance += float(np.abs(d[counts]).sum())
         gap.largest = max(gap.largest, float(np.abs(d).max(initial=0.0)))
         if settings.level == "sequence":
             d = np.where(counts, np.clip(d.sum(), -_BOUND, _BOUND), 0.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
@@ -12,9 +13,10 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.annotations import override
 
 from rllib_vlm.callbacks.curve import Curve
-from rllib_vlm.callbacks.metrics import look_up
 from rllib_vlm.callbacks.statistics import newcombe_interval, paired_newcombe_interval
 from rllib_vlm.core.columns import GROUP, SUCCESS
+from rllib_vlm.diagnosis.records import RESULT_FILE, json_lines
+from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.files import or_go_on, write_json
 
 RESULTS_FILE = "results.json"
@@ -29,13 +31,14 @@ _DETAILS = (
     "sim",
     "wall_s",
 )
-_IMITATION = "learners/default_policy/imitation_loss"
 _MEMORY_EVERY_S = 2.0
 _GIB = 1024**3
 
 
 class Report(RLlibCallback):
     """Writes `results.json` after each of the run's evaluations, and draws `success.png`.
+
+    The picture of a resumed run begins with what `result.json` of its folder has of the iterations before.
 
     Fields: `warm_start` and `final`, each `{success, episodes, interval}` (Wilson, 95%), as far as
     the run has come; `difference` `{value, interval, method}` of the two (Newcombe, 95%), for paired
@@ -49,7 +52,8 @@ class Report(RLlibCallback):
         super().__init__()
         self._began = time.monotonic()
         self._memory: PeakMemory | None = None
-        self._curve = Curve()
+        self.curve = Curve()
+        self._earlier: float | None = None  # minutes of the iterations before this process's first
         self._drawn = True
 
     @override(RLlibCallback)
@@ -85,22 +89,33 @@ class Report(RLlibCallback):
             record["peak_rss_gb"] = round(self._memory.peak_bytes / _GIB, 2)
         with or_go_on(RESULTS_FILE):
             write_json(algorithm.lasting_folder / RESULTS_FILE, record)
-        self._curve.add_evaluation(self._minutes(), evaluation_metrics or {})
+        self._go_on(algorithm, algorithm.iteration + 1)
+        self.curve.add_evaluation(self._minutes(), evaluation_metrics or {})
         self._drawn = False
 
     @override(RLlibCallback)
     def on_train_result(
         self, *, algorithm: Any, metrics_logger: Any = None, result: dict[str, Any], **kwargs: Any
     ) -> None:
-        phase = "imitation" if look_up(result, _IMITATION) is not None else "reinforcement learning"
-        self._curve.add_training(self._minutes(), phase, look_up(result, "env_runners/success_rate"))
+        self._go_on(algorithm, int(result["training_iteration"]))
+        self.curve.add_training(self._minutes(), result)
         if not self._drawn:
             with or_go_on(CURVE_FILE):
-                self._curve.draw(algorithm.lasting_folder / CURVE_FILE)
+                self.curve.draw(algorithm.lasting_folder / CURVE_FILE)
             self._drawn = True
 
+    def _go_on(self, algorithm: Any, iteration: int) -> None:
+        """Once, before anything is added: the curve of the iterations before this one."""
+        if self._earlier is not None:
+            return
+        self._earlier = 0.0
+        file = algorithm.lasting_folder / RESULT_FILE
+        if file.is_file():
+            with contextlib.suppress(RLlibVLMError):  # not to be read: a picture is no reason to end
+                self._earlier = self.curve.add_records(_before(iteration, json_lines(file, [])))
+
     def _minutes(self) -> float:
-        return (time.monotonic() - self._began) / 60.0
+        return (self._earlier or 0.0) + (time.monotonic() - self._began) / 60.0
 
 
 def results(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -134,6 +149,16 @@ def results(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for name, record in evaluations.items()
         }
     return out
+
+
+def _before(iteration: int, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of earlier iterations, in order; of those made twice, the last."""
+    found: dict[int, dict[str, Any]] = {}
+    for record in records:
+        number = record.get("training_iteration")
+        if isinstance(number, int) and number < iteration:
+            found[number] = record
+    return [found[number] for number in sorted(found)]
 
 
 def _paired_counts(

@@ -31,14 +31,18 @@ class Evaluation:
 
     def run(self) -> dict[str, Any]:
         """Restores the algorithm, evaluates it once, and returns flat metrics by name; Ray must be up."""
-        known = {"checked": self.checked} if issubclass(self.config.algo_class, CheckpointedAlgorithm) else {}
-        algorithm = Algorithm.from_checkpoint(str(self.folder), config=self.config, **known)
+        algorithm = self.restore()
         try:
             results = algorithm.evaluate()
         finally:
             algorithm.stop()
         flat = flatten_dict(results)
         return {k: _plain(v) for k, v in sorted(flat.items()) if isinstance(v, Real | str)}
+
+    def restore(self) -> Any:
+        """The algorithm, for whoever stops it in the end; Ray must be up."""
+        known = {"checked": self.checked} if issubclass(self.config.algo_class, CheckpointedAlgorithm) else {}
+        return Algorithm.from_checkpoint(str(self.folder), config=self.config, **known)
 
 
 def prepare(

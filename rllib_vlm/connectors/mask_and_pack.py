@@ -49,7 +49,7 @@ class MaskAndPack(ConnectorV2):
 
     Args:
         row_tokens: longest packed row.
-        packing: several rows in one, or one each, padded.
+        packing: several rows in one, or one each, padded; families that gain nothing by packing have one each.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class MaskAndPack(ConnectorV2):
             kept = _whiten(kept, gather)
         steps = _steps(kept, batch[VLMColumns.EPISODE_INDEX], plan, gather)
         rows = [row for own in kept for row in own]
-        return {DEFAULT_MODULE_ID: Minibatches(rows, steps, self._row_tokens, self._packing)}
+        packing = self._packing and rl_module[DEFAULT_MODULE_ID].unwrapped().family.packs
+        return {DEFAULT_MODULE_ID: Minibatches(rows, steps, self._row_tokens, packing)}
 
 
 def _teaches(row: Row, plan: UpdatePlan) -> bool:

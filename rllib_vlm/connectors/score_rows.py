@@ -18,7 +18,7 @@ from ray.rllib.utils.annotations import override
 from rllib_vlm import registry
 from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.mismatch import MismatchSettings, relearn
-from rllib_vlm.batching.packing import pack, to_torch, unpack_column
+from rllib_vlm.batching.packing import pack, pad, to_torch, unpack_column
 from rllib_vlm.batching.rows import Row, rows_from_trajectory, split_by_turn, with_credit
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.credit.base import CreditAssigner
@@ -176,7 +176,8 @@ class ScoreRows(ConnectorV2):
         wanted += [_REFERENCE] * (reference is not None)
         found: dict[str, dict[int, Column]] = {name: {} for name in wanted}
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
-            packed = pack(rows[start : start + _ROWS_AT_A_TIME], max_tokens=self._row_tokens)
+            some = rows[start : start + _ROWS_AT_A_TIME]
+            packed = pack(some, max_tokens=self._row_tokens) if module.family.packs else pad(some)
             for piece in micro_batches(packed, max_tokens=self._micro_batch_tokens):
                 tensors = to_torch(piece, device)
                 if logprobs:

@@ -11,6 +11,13 @@ from torch import Tensor
 from rllib_vlm.errors import ConfigErrors, did_you_mean
 
 GuardAction = Literal["skip", "stop", "abandon"]
+_LIMITS = {
+    "max_kl": 0,
+    "max_ratio": 1,
+    "max_ratio_p99": 1,
+    "max_clip_fraction": 0,
+    "max_grad_norm": 0,
+}  # above what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,7 @@ class StepGuard:
 
     max_kl: float | None = None  # k3 of the sampling against the present policy, mean over tokens, nats
     max_ratio: float | None = None  # largest importance ratio, or 1 / the smallest
+    max_ratio_p99: float | None = None  # factor of 1 that 99% of the ratios keep to, in each micro-batch
     max_clip_fraction: float | None = None
     max_grad_norm: float | None = None  # before clipping
     action: GuardAction = "stop"
@@ -37,12 +45,7 @@ class StepGuard:
     def __post_init__(self) -> None:
         errors = [
             f"{name} is {value!r}; it must be a number above {least:g}, or nothing"
-            for name, least in (
-                ("max_kl", 0),
-                ("max_ratio", 1),
-                ("max_clip_fraction", 0),
-                ("max_grad_norm", 0),
-            )
+            for name, least in _LIMITS.items()
             if (value := getattr(self, name)) is not None
             and (isinstance(value, bool) or not isinstance(value, int | float) or not value > least)
         ]
@@ -57,15 +60,14 @@ class StepGuard:
     @property
     def watches(self) -> bool:
         """Whether there is a limit."""
-        return any(
-            v is not None for v in (self.max_kl, self.max_ratio, self.max_clip_fraction, self.max_grad_norm)
-        )
+        return any(getattr(self, name) is not None for name in _LIMITS)
 
     def violations(self, seen: StepFigures, grad_norm: float) -> list[str]:
         """What of this step is beyond its limit, as "name value > limit"."""
         found = {
             "max_kl": seen.kl,
             "max_ratio": seen.ratio,
+            "max_ratio_p99": seen.ratio_p99,
             "max_clip_fraction": seen.clip_fraction,
             "max_grad_norm": grad_norm,
         }
@@ -85,6 +87,7 @@ class StepFigures:
     kl_sum: float = 0.0
     clipped: float = 0.0
     ratio: float = 1.0
+    ratio_p99: float = 1.0
 
     def add(self, metrics: dict[str, Tensor], tokens: float) -> None:
         """A micro-batch's metrics of the policy loss, and how many tokens they are means over."""
@@ -95,6 +98,7 @@ class StepFigures:
         self.clipped += float(metrics["clip_fraction"]) * tokens
         low, high = float(metrics["ratio_min"]), float(metrics["ratio_max"])
         self.ratio = max(self.ratio, high, 1.0 / low if low > 0.0 else math.inf)
+        self.ratio_p99 = max(self.ratio_p99, float(metrics["ratio_p99"]))
 
     def join(self, others: list[Any]) -> StepFigures:
         """Of all learners together."""
@@ -103,6 +107,7 @@ class StepFigures:
             kl_sum=sum(o.kl_sum for o in others),
             clipped=sum(o.clipped for o in others),
             ratio=max(o.ratio for o in others),
+            ratio_p99=max(o.ratio_p99 for o in others),
         )
 
     @property

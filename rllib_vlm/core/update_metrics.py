@@ -7,8 +7,9 @@
 | `approx_kl`          | k3 estimate of the sampling against the current policy, nats per token   |
 | `clip_fraction`      | share of tokens whose ratio is clipped                                   |
 | `ratio_max`          | largest importance ratio of the update                                   |
+| `ratio_p99`          | factor of 1 that 99% of the ratios keep to; the largest micro-batch's    |
 | `log_ratio_max`      | largest |log-ratio| of the first optimizer step, before any weight moved |
-| `sampler_gap`        | mean |log-ratio| of the same: how far sampler and learner are apart      |
+| `sampler_gap`        | mean |log-ratio| of sampler and learner, before any weight moved         |
 | `kl_to_reference`    | estimate against the reference policy, nats per token                    |
 | `explained_variance` | of the returns, by the critic                                            |
 | `grad_norm`          | mean global norm before clipping; `grad_norm_max` the largest            |
@@ -34,7 +35,7 @@ from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.update_plan import UpdatePlan
 
 # Metrics of loss terms that are not means over tokens.
-_MAXIMA = ("ratio_max",)
+_MAXIMA = ("ratio_max", "ratio_p99")
 _MINIMA = ("ratio_min",)
 _SUMS = ("tokens", "tokens_per_s")
 
@@ -45,7 +46,7 @@ def metric_reduction(name: str) -> str:
         return "sum"
     if name in _MINIMA:
         return "min"
-    return "max" if name.endswith("_max") else "mean"
+    return "max" if name in _MAXIMA or name.endswith("_max") else "mean"
 
 
 class UpdateMetrics:

@@ -98,7 +98,7 @@ def read_trial(folder: Path) -> Trial:
     evaluations: list[Evaluation] = []
     settings: Any = {}
     last: Mapping[str, Any] | None = None
-    for record in _json_lines(folder / RESULT_FILE, notes):
+    for record in json_lines(folder / RESULT_FILE, notes):
         figures = _figures(record)
         settings, last = record.pop("config", settings), record
         if _is_rl(figures):
@@ -128,8 +128,16 @@ def read_trial(folder: Path) -> Trial:
     )
 
 
-def _json_lines(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; NaN and Infinity are taken as the numbers they stand for."""
+def json_lines(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; NaN and Infinity are taken as the numbers they stand for.
+
+    Args:
+        file: to read.
+        notes: to which a sentence is added where lines are torn or no objects.
+
+    Raises:
+        RLlibVLMError: the file is missing or cannot be read.
+    """
     bad: list[int] = []
     number = 0
     try:
@@ -211,7 +219,7 @@ def _settings(file: Path) -> Mapping[str, Any]:
 
 def _events(file: Path, notes: list[str]) -> list[Event]:
     found = []
-    for line in _json_lines(file, notes):
+    for line in json_lines(file, notes):
         update = line.get("update")
         if isinstance(update, int | float) and not isinstance(update, bool):
             kind = str(line.get("event"))

@@ -37,6 +37,7 @@ from rllib_vlm.env.rollout_metrics import log_rollout
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
+from rllib_vlm.env.transcript import Transcript
 from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.types import Completion, Demonstration, Message, ParsedAction, Prompt, Turn
 
@@ -60,6 +61,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(config.env_runner_torch_threads)
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
+        self._tell: Callable[[], object] | None = None  # called after each episode of the present call
         self._given_seed: int | None = None  # of what is drawn in the present call; the driver says
         super().__init__(config=config, **kwargs)
         workers = max(1, self.num_workers)
@@ -182,6 +184,19 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         """Plays held-out tasks, an episode each, by the settings of evaluation; gives `EpisodeSummary`s."""
         return self._played(lambda: [EpisodeSummary.of(e) for e in self.sample_heldout(tasks)])
 
+    def play_transcripts(
+        self,
+        tasks: Sequence[Task],
+        options: Mapping[str, Any] | None = None,
+        tell: Callable[[], object] | None = None,
+    ) -> Played:
+        """`play_heldout` with `options` for the resets; gives `Transcript`s, and calls `tell` after each episode."""
+        self._tell = tell
+        try:
+            return self._played(lambda: [Transcript.of(e) for e in self.sample_heldout(tasks, options)])
+        finally:
+            self._tell = None
+
     def read_demonstrations(self, tasks: Sequence[int], path: str = "") -> Played:
         """Reads recorded episodes, by index, into prompts and answers of this policy's model."""
         return self._played(lambda: without_views(self._read_demonstrations(tasks, path)))
@@ -230,14 +245,18 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         episodes = self._play(tasks, 1, settings)
         return [e for e in episodes if len(e) and (e.custom_data[SUCCESS] or not only_successes)]
 
-    def sample_heldout(self, tasks: Sequence[Task]) -> list[SingleAgentEpisode]:
+    def sample_heldout(
+        self, tasks: Sequence[Task], options: Mapping[str, Any] | None = None
+    ) -> list[SingleAgentEpisode]:
         """Plays held-out tasks, one episode each, by the settings of evaluation. The full task: no curriculum.
 
-        A task whose simulator fails for good gives way to one far beyond those that are ever asked for.
+        `options` of the resets go before those of the settings. A task whose simulator fails for good gives way to
+        one far beyond those that are ever asked for.
         """
         if self._evaluation_config is None:
             self._evaluation_config = self.config.get_evaluation_config_object()
         settings = self._settings(self._evaluation_config, level=None)
+        settings = replace(settings, options={**settings.options, **(options or {})})
         return self._play(tasks, 1, settings, replacement=self._spare.draw, counted=False)
 
     def sample_demonstrations(
@@ -478,6 +497,8 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         }
         if which == "on_episode_end":
             kwargs["prev_episode_chunks"] = []
+            if self._tell is not None:
+                self._tell()
         make_callback(
             which,
             callbacks_objects=self._callbacks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray.rllib.utils.annotations import override
 from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.files import append_json_line, or_go_on
 from rllib_vlm.guard.ring import Ring
-from rllib_vlm.guard.vitals import Alarm, Monitor
+from rllib_vlm.guard.vitals import VITALS, Alarm, Monitor, Vital, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class CollapseGuard(RLlibCallback):
         lr_factor: of the learning rates, at each rollback.
         clip_factor: of the clip range, at each rollback.
         max_rollbacks: of a run.
+        bounds: floor and ceiling of any vital, `{entropy: [0.02, 2.0]}`, beyond which it is harm whatever it was
+            before; null for one of them is none.
 
     Raises:
         ValueError: an argument out of its range.
@@ -67,6 +69,7 @@ class CollapseGuard(RLlibCallback):
         lr_factor: float = 0.5,
         clip_factor: float = 0.8,
         max_rollbacks: int = 3,
+        bounds: Mapping[str, Sequence[float | None]] | None = None,
     ) -> None:
         super().__init__()
         least = {"every": every, "keep": keep, "proof": proof, "window": window, "patience": patience}
@@ -80,11 +83,18 @@ class CollapseGuard(RLlibCallback):
             wrong.append(f"z is {z!r}, not above 0")
         if max_rollbacks < 0:
             wrong.append(f"max_rollbacks is {max_rollbacks!r}, not 0 or more")
+        vitals: Sequence[Vital] = VITALS
+        try:
+            vitals = bounded(bounds or {})
+        except ValueError as error:
+            wrong.append(str(error))
         if wrong:
             raise ValueError("; ".join(wrong))
         self._every, self._keep, self._proof = every, keep, proof
         self._lr_factor, self._clip_factor, self._max = lr_factor, clip_factor, max_rollbacks
-        self._monitor = Monitor(window=window, least_history=least_history, z=z, patience=patience)
+        self._monitor = Monitor(
+            window=window, least_history=least_history, z=z, patience=patience, vitals=vitals
+        )
         self._ring: Ring | None = None
         self._last: int | None = None  # update of the state the run last went back to
 
@@ -93,6 +103,7 @@ class CollapseGuard(RLlibCallback):
         notes = algorithm.run_state.notes.get(GUARD_STATE)
         if notes:
             self._monitor.restore(notes)
+            self._last = notes.get("last")
 
     @override(RLlibCallback)
     def on_train_result(
@@ -102,7 +113,7 @@ class CollapseGuard(RLlibCallback):
         updated = "policy_loss" in _learned(result)
         if updated:
             self._update(algorithm, result)
-        state.notes[GUARD_STATE] = self._monitor.state()
+        state.notes[GUARD_STATE] = {**self._monitor.state(), "last": self._last}
         result["guard"] = {
             **result.get("guard", {}),
             "rollbacks": state.rollbacks,

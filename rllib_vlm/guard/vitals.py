@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from rllib_vlm.callbacks.metrics import look_up
+from rllib_vlm.errors import did_you_mean
 
 _LEARNER = "learners/default_policy/"
 _NORMAL = 1.4826
@@ -44,6 +45,7 @@ class Vital:
     decides: bool = False
     floor: float = -math.inf  # beyond these it is bad whatever it was before
     ceiling: float = math.inf
+    bounds_decide: bool = False  # beyond them it is harm
 
 
 VITALS: tuple[Vital, ...] = (
@@ -153,11 +155,11 @@ class Monitor:
         window = np.array(list(past), np.float64)
         usual = float(np.median(window)) if len(window) else math.nan
 
-        def alarm(z: float) -> Alarm:
-            return Alarm(vital=vital.name, value=value, usual=usual, z=z, decides=vital.decides)
+        def alarm(z: float, *, decides: bool = vital.decides) -> Alarm:
+            return Alarm(vital=vital.name, value=value, usual=usual, z=z, decides=decides)
 
         if not math.isfinite(value) or value < vital.floor or value > vital.ceiling:
-            return alarm(math.inf)
+            return alarm(math.inf, decides=vital.decides or vital.bounds_decide)
         if len(window) < self.least_history:
             return None
         least = vital.least * abs(usual) if vital.relative else vital.least
@@ -165,6 +167,48 @@ class Monitor:
         z = (value - usual) / spread
         z = {"high": z, "low": -z, "both": abs(z)}[vital.worse]
         return alarm(z) if z > self.z else None
+
+
+def bounded(bounds: Mapping[str, Sequence[float | None]]) -> tuple[Vital, ...]:
+    """`VITALS` with bounds of a run's own, beyond which a figure is harm.
+
+    Args:
+        bounds: floor and ceiling by vital, either of them None: `{"entropy": (0.02, 2.0)}`.
+
+    Raises:
+        ValueError: no such vital, or no floor and ceiling; all of them at once.
+    """
+    known = [vital.name for vital in VITALS]
+    wrong = [
+        f"bounds: no vital {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}"
+        for name in bounds
+        if name not in known
+    ]
+    own: dict[str, tuple[float, float]] = {}
+    for name, pair in bounds.items():
+        found = _pair(pair)
+        if found is None:
+            wrong.append(f"bounds: {name} is {pair!r}, not a floor and a ceiling above it, e.g. [0.02, null]")
+        else:
+            own[name] = found
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return tuple(
+        replace(vital, floor=own[vital.name][0], ceiling=own[vital.name][1], bounds_decide=True)
+        if vital.name in own
+        else vital
+        for vital in VITALS
+    )
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    if any(v is not None and (isinstance(v, bool) or not isinstance(v, int | float)) for v in value):
+        return None
+    low, high = value
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    return (low, high) if low < high else None
 
 
 def _number(result: Mapping[str, Any], path: str) -> float | None:

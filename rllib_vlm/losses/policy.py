@@ -45,7 +45,8 @@ def policy_loss(
 
     Returns:
         The loss [B, L] in float32, and detached scalars over the mask: `clip_fraction` (share of tokens whose
-        ratio the loss clips), `ratio_max`, `ratio_min`, `ratio_mean`, and `approx_kl` (k3 of the old against the
+        ratio the loss clips), `ratio_max`, `ratio_min`, `ratio_mean`, `ratio_p99` (99% of the ratios are
+        within this factor of 1, up or down), and `approx_kl` (k3 of the old against the
         current policy, nats a token, whatever the level).
 
     Raises:
@@ -70,9 +71,17 @@ def policy_loss(
             "ratio_max": torch.where(mask, ratio, 1.0).max() if ratio.numel() else ratio.new_ones(()),
             "ratio_min": torch.where(mask, ratio, 1.0).min() if ratio.numel() else ratio.new_ones(()),
             "ratio_mean": masked_mean(ratio, mask),
+            "ratio_p99": _factor(ratio[mask], 0.99),
             "approx_kl": masked_mean(of_tokens.exp() - 1.0 - of_tokens, mask),
         }
     return loss, metrics
+
+
+def _factor(ratios: Tensor, share: float) -> Tensor:
+    """The factor by which this share of the ratios [N] is off 1 at most, 1 of none."""
+    if not ratios.numel():
+        return ratios.new_ones(())
+    return torch.quantile(ratios.log().abs(), share).exp()
 
 
 def ppo_clip(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -59,7 +59,10 @@ class VLMFamily(Protocol):
     referring_words: tuple[
         int, int
     ]  # tokens that say of an image token: not what the instruction names; it is
-    banned_token_ids: tuple[int, ...]  # never sampled: image placeholders and other special ids
+    # Never sampled: image placeholders and other special ids, as far as the output layer has them at all.
+    banned_token_ids: tuple[int, ...]
+    packs: ClassVar[bool]  # several segments in a row cost no more than their tokens; else rows hold one each
+    labels_images: ClassVar[bool]  # parts of an image are tokens, so that labels can say what they show
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> VLMFamily:
@@ -92,7 +95,7 @@ class VLMFamily(Protocol):
         """The prompt with `shown` filled in.
 
         The detections are of its last `images` images; the mentions stand in the text of its last message, in
-        this order.
+        this order. Detections get no label in a family without `labels_images`.
         """
 
     def crops(
@@ -104,7 +107,10 @@ class VLMFamily(Protocol):
         count: int,
         rng: np.random.Generator,
     ) -> list[Prompt]:
-        """`count` labelled prompts per detection, each of one small cut around it out of the last `images` images."""
+        """`count` labelled prompts per detection, each of one small cut around it out of the last `images` images.
+
+        None in a family without `labels_images`.
+        """
 
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""

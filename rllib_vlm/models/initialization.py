@@ -18,7 +18,7 @@ from torch import Tensor, nn
 EMBEDDING_STD = 0.1  # tied to the output: logits start near a spread of 1 at widths of about 100
 FILTER_NORM = 0.3  # a bright patch of 14 x 14 pixels then gives outputs of about 4
 MATCHING_GAIN = 1.0  # of queries over keys; a word then weighs itself about twenty times a word unlike it
-_INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight")
+_INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
 
 
 def initialize(model: nn.Module, *, num_layers: int) -> None:

@@ -16,6 +16,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -63,6 +64,21 @@ CHAT_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTokens:
+    """The special tokens of a family's conversations, and its template."""
+
+    tokens: tuple[str, ...]  # ids from 0, in this order
+    beyond: tuple[str, ...] = ()  # ids behind all others, which an output layer may leave out
+    begin: str | None = None  # of a conversation
+    end: str  # of a message
+    pad: str
+    template: str
+
+
+CHATML = ChatTokens(tokens=SPECIAL_TOKENS, end="<|im_end|>", pad="<|endoftext|>", template=CHAT_TEMPLATE)
+
+
 def train_tokenizer(
     texts: Iterable[str],
     *,
@@ -70,6 +86,7 @@ def train_tokenizer(
     words: Sequence[str] = (),
     numbers: int = 200,
     tags: Sequence[str] = ANSWER_TAGS,
+    chat: ChatTokens = CHATML,
 ) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer whose vocabulary also holds whole words.
 
@@ -83,6 +100,7 @@ def train_tokenizer(
         words: must be one token each, whatever their frequency (the names of actions).
         numbers: the whole numbers below this are one token each after a blank.
         tags: answer tags that become one token each.
+        chat: the family's special tokens; those beyond the others are not counted in `vocab_size`.
 
     Raises:
         ModelError: `vocab_size` does not hold the bytes, the special tokens, the tags and `words`.
@@ -99,7 +117,7 @@ def train_tokenizer(
     # A digit is one token with and without a blank before it, for larger numbers.
     wanted = [p for word in [*"0123456789", *words] for p in _pieces(splitter, (word, " " + word))]
     wanted += _pieces(splitter, [f" {n}" for n in range(10, numbers)])
-    fixed = list(dict.fromkeys([*SPECIAL_TOKENS, *tags, *alphabet, *wanted]))
+    fixed = list(dict.fromkeys([*chat.tokens, *tags, *alphabet, *wanted]))
     if len(fixed) > vocab_size:
         raise ModelError(
             f"a vocabulary of {vocab_size} cannot hold the {len(fixed)} tokens that bytes, special tokens,"
@@ -126,14 +144,16 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=kept, ignore_merges=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
+    special = (*chat.tokens, *chat.beyond)
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
-        chat_template=CHAT_TEMPLATE,
+        pad_token=chat.pad,
+        eos_token=chat.end,
+        **({} if chat.begin is None else {"bos_token": chat.begin}),
+        additional_special_tokens=[t for t in special if t != chat.pad],
+        chat_template=chat.template,
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 20,
     )

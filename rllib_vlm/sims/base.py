@@ -44,7 +44,9 @@ class Simulator(gym.Env[Observation, Any]):
     curriculum has come); the same seed and options always give the same episode. `info` may hold an `anchor`, a
     name for the present state, by which siblings find out that they were in the same one (GiGPO), and a `state`: a
     dict of float, the same names after each reset and turn, of what tells how well things stand, seen or unseen. It
-    is for baselines (`fitted_gae`), never for a policy.
+    is for baselines (`fitted_gae`), never for a policy. `info` of a turn whose answers were graded may hold `grades`,
+    one for each: `attempt` (1 for the first at the present decision), `correct` (bool), `verdict` (a word).
+    Evaluation suites count them.
 
     Actions are names, numbered in their order for `step`, or free text (`ActionSet(fields=...)`), which `step` is
     given as the model wrote it and reads itself: `rllib_vlm.json_object.read_object`. `action_space` then is a

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import ray
+import pytest
 import yaml
 
 from rllib_vlm.config.loader import load, validate
@@ -56,6 +56,7 @@ def test_the_experiment_of_the_howto_is_valid(tmp_path, monkeypatch):
     assert validate(file)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_experiment_of_the_howto_trains(tmp_path, monkeypatch):
     """One iteration of its warm start, at a hundredth of the size."""
     load_corridor(tmp_path, monkeypatch)
@@ -73,7 +74,6 @@ def test_the_experiment_of_the_howto_trains(tmp_path, monkeypatch):
     finally:
         algorithm.stop()
         shutil.rmtree(algorithm.logdir)
-        ray.shutdown()  # which building the algorithm started
     assert result["phase"] == "warm_start"
     assert result["env_runners"]["success_rate"] == 1.0  # the expert's
     assert math.isfinite(result["learners"]["default_policy"]["imitation_loss"])

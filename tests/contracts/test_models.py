@@ -15,7 +15,7 @@ from rllib_vlm import registry
 from rllib_vlm.models.base import TokenRows, VLMFamily
 from rllib_vlm.models.sampling import token_logprobs
 from rllib_vlm.models.sessions import SessionCache
-from rllib_vlm.types import Message, Prompt, SamplingParams
+from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
 
 @pytest.fixture(scope="module", params=registry.names("models"))
@@ -93,6 +93,22 @@ def test_importance_ratio_is_one_where_a_conversation_goes_on(family: VLMFamily)
             chats[r].append(Message(role="assistant", text=family.decode(ids), token_ids=ids))
 
 
+def test_packed_segments_never_see_each_other(family: VLMFamily) -> None:
+    """Whether or not a family gains by it (`packs`): a packed row says what its segments say alone."""
+    prompts = [prompt(family, n, words) for n, words in ((1, 3), (0, 1), (2, 2))]
+    alone = rows(family, prompts, [family.encode_answer("done")] * 3)
+    real, shown = alone.segment_ids > 0, alone.image_sizes[..., 0] > 0
+    packed = TokenRows(
+        token_ids=alone.token_ids[real][None],
+        segment_ids=(torch.arange(1, 4)[:, None] * real)[real][None],
+        images=alone.images[shown][None],
+        image_sizes=alone.image_sizes[shown][None],
+    )
+    with torch.no_grad():
+        together, expected = family.hidden(packed)[0], family.hidden(alone)[real]
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_shapes_and_types(family: VLMFamily) -> None:
     prompts = [prompt(family, n, 2) for n in (0, 2)]
     [first, second] = family.generate(prompts, SamplingParams(max_new_tokens=3))
@@ -140,6 +156,14 @@ def test_prompts_hold_their_images_and_sampled_ids(family: VLMFamily) -> None:
     ids = family.encode(chat).token_ids.tolist()
     assert any(ids[i : i + len(sampled)] == sampled.tolist() for i in range(len(ids)))
     assert ids[: len(ids) // 2] == family.encode(chat).token_ids.tolist()[: len(ids) // 2]
+
+
+def test_labels_of_what_is_seen_stand_at_image_tokens_or_nowhere(family: VLMFamily) -> None:
+    given, seen = prompt(family, 1, 1), [Detection(image=0, x=0.5, y=0.5, words="red mug", place="left")]
+    shown = family.label(given, seen, images=1).shown
+    assert shown is not None and shown.shape == (6, len(given.token_ids))
+    cuts = family.crops(given, seen, images=1, count=2, rng=np.random.default_rng(0))
+    assert bool((shown[0] >= 0).any()) == bool(cuts) == family.labels_images
 
 
 def test_a_saved_model_says_the_same(family: VLMFamily, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_run_goes_on_with_whole_groups_and_counts_what_failed(tmp_path, how,
     config.environment(
         "broken_lake:BrokenLake", env_config={**lake, "how": how, "every": 2, "once": str(tmp_path)}
     )
-    config.simulation(process=process, turn_deadline_s=1.0 if how == "hang" else 60.0)
+    config.simulation(process=process, turn_deadline_s=2.0 if how == "hang" else 60.0)
     config.training(groups_per_update=6, group_size=2)
     algorithm = config.build_algo()
     try:

@@ -100,6 +100,7 @@ def test_a_run_with_nothing_to_go_back_to_stops_and_says_why():
         ({"patience": 0}, "patience is 0"),
         ({"lr_factor": 2.0, "z": -1.0}, "lr_factor.*z is"),
         ({"patienc": 1}, "patience"),
+        ({"z": 0.0, "bounds": {"entropy": [1.0]}}, r"z is 0.0.*entropy is \[1.0\], not a floor"),
     ],
 )
 def test_wrong_options_are_told_before_anything_starts(options, wrong):

@@ -146,7 +146,7 @@ WORKERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300 + 300 * ROUNDS)  # every round starts Ray anew and four workers again
+@pytest.mark.timeout(300 + 600 * ROUNDS)  # every round starts Ray anew and four workers again
 def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_path: Path):
     folder = tmp_path / "a b||ü"  # no path is too odd to be resumed
     folder.mkdir()
@@ -183,7 +183,7 @@ def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200 + 100 * ROUNDS)
+@pytest.mark.timeout(300 + 100 * ROUNDS)
 def test_simulators_that_are_killed_are_replaced_and_every_episode_is_counted(tmp_path: Path):
     updates = 40  # so that the run is still going when the kills come
     text = RUN.replace("simulation: {", "simulation: {process: subprocess, ")

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
+import yaml
+from tiny import MODEL
 
 from rllib_vlm.algorithms.manifest import damage
 from rllib_vlm.config import runner
@@ -26,12 +27,7 @@ SMALL = """
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.shutdown()
-    runner.start_ray(num_cpus=2, dashboard=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
@@ -191,34 +187,61 @@ def test_a_full_disk_ends_the_write_and_not_the_run(tmp_path: Path, caplog: pyte
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_trackers_named_in_the_file_log_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb")
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_trackers_named_in_the_file_get_the_metrics_and_the_settings_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'rllib_vlm[trackers]'")
+    pytest.importorskip("wandb", reason="pip install 'rllib_vlm[trackers]'")
+    # MLflow's plain files need this word since 3.17; its databases need more than mlflow-skinny.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    text = f"""
-tracked:
-  run: PPO
-  env: CartPole-v1
-  stop: {{training_iteration: 1}}
-  loggers:
-    - wandb: {{project: houses, mode: offline}}
-    - mlflow: {{tracking_uri: "file:{tmp_path}/mlruns", experiment_name: houses}}
-  config:
-{SMALL}"""
-    (experiment,) = load(write(tmp_path, text))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    uri = (tmp_path / "mlruns").as_uri()
+    config = {
+        "environment": {"env_config": {"observation": "text", "size": 3, "max_steps": 4}},
+        "env_runners": {"num_env_runners": 0, "num_envs_per_env_runner": 4},
+        "learners": {"torch_threads": 1},
+        "simulation": {"max_turns": 4},
+        "prompting": {"template": "bare", "observation": "text", "invalid_penalty": 0.1},
+        "generation": {"max_new_tokens": 5},
+        "rl_module": {"model_config": MODEL},
+        "training": {"groups_per_update": 2, "group_size": 4},
+        "warm_start": {"updates": 0},
+        "evaluation": {"evaluation_at": []},
+    }
+    tracked = {
+        "run": "VLMGRPO",
+        "env": "frozen_lake",
+        "stop": {"training_iteration": 2},
+        "loggers": [
+            {"mlflow": {"tracking_uri": uri, "experiment_name": "lake"}},
+            {"wandb": {"project": "lake", "mode": "offline"}},
+        ],
+        "config": config,
+    }
+    (experiment,) = load(write(tmp_path, yaml.safe_dump({"tracked": tracked})))
     outcome = runner.run(experiment, storage=tmp_path / "results")
     assert not outcome.failures
-    assert list(outcome.folder.rglob("offline-run-*")), "wandb kept its run beside the trial"
-    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path}/mlruns")
-    (run,) = client.search_runs([client.get_experiment_by_name("houses").experiment_id])
-    assert run.data.metrics["training_iteration"] == 1
+    (file,) = outcome.folder.glob("*/result.json")
+    last = json.loads(file.read_text().splitlines()[-1])
+
+    client = mlflow.tracking.MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("lake").experiment_id])
+    assert run.data.metrics["training_iteration"] == 2
+    assert run.data.metrics["env_runners/success_rate"] == last["env_runners"]["success_rate"]
+    history = client.get_metric_history(run.info.run_id, "learners/default_policy/grad_norm")
+    assert [point.step for point in history] == [1, 2]
+    assert run.data.params["groups_per_update"] == "2"
+
+    # Weights & Biases keeps its run beside the trial.
+    (kept,) = outcome.folder.glob("**/offline-run-*/*.wandb")
+    assert b"env_runners/success_rate" in kept.read_bytes()
 
 
 def test_a_trial_no_machine_can_hold_is_refused(tmp_path: Path):
     text = "big: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 64}}}"
     (experiment,) = load(write(tmp_path, text))
-    with pytest.raises(RLlibVLMError, match=r"one trial needs 65 CPU where there are 2"):
+    with pytest.raises(RLlibVLMError, match=r"one trial needs 65 CPU where there are 4"):
         runner.run(experiment, storage=tmp_path)
     assert not list(tmp_path.glob("big*"))
 

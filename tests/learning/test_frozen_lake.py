@@ -16,7 +16,7 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_success_rises_within_30_updates(name):
     config = tiny_config(name, max_steps=6)
     config.simulation(max_turns=6, num_task_seeds=6).generation(max_new_tokens=6)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,19 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from rllib_vlm.errors import ModelError, UnknownNameError, did_you_mean
+from rllib_vlm.errors import ModelError, UnknownNameError
+from rllib_vlm.models.checkpoint import (
+    ATTENTION,
+    DTYPES,
+    check_architecture,
+    check_choice,
+    check_heads,
+    resolve_checkpoint,
+    round_up,
+)
 from rllib_vlm.models.initialization import initialize
 from rllib_vlm.models.qwen2_5_vl.images import ImageFormat
 from rllib_vlm.models.tokenizer import load_corpus, train_tokenizer
-
-MODEL_TYPE = "qwen2_5_vl"
-PACKAGED = "package:"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTION = ("sdpa", "eager")
 
 # What a size stands for; any of these keys can be given beside it.
 SIZES: dict[str, dict[str, int]] = {
@@ -111,8 +112,8 @@ class ModelConfig:
             )
         if result.size is not None:
             result.heads  # noqa: B018  (raises)
-        result._check("dtype", DTYPES)
-        result._check("attn_implementation", ATTENTION)
+        check_choice("dtype", result.dtype, DTYPES)
+        check_choice("attn_implementation", result.attn_implementation, ATTENTION)
         return result
 
     @property
@@ -125,9 +126,9 @@ class ModelConfig:
         heads = self.num_heads or max(1, self.hidden_size // 32)
         kv_heads = self.num_kv_heads or (heads // 2 if heads % 2 == 0 else heads)
         vision = self.vision_heads or max(1, self.vision_hidden // 32)
-        _check_heads("hidden_size", self.hidden_size, "num_heads", heads, 4)
-        _check_heads("num_heads", heads, "num_kv_heads", kv_heads, 1)
-        _check_heads("vision_hidden", self.vision_hidden, "vision_heads", vision, 4)
+        check_heads("hidden_size", self.hidden_size, "num_heads", heads, 4)
+        check_heads("num_heads", heads, "num_kv_heads", kv_heads, 1)
+        check_heads("vision_hidden", self.vision_hidden, "vision_heads", vision, 4)
         half = self.hidden_size // heads // 2
         side = 3 * half // 8
         sections = self.mrope_section or (half - 2 * side, side, side)
@@ -137,13 +138,6 @@ class ModelConfig:
                 "half a head's size"
             )
         return Heads(text=heads, key_value=kv_heads, vision=vision, mrope_section=tuple(sections))
-
-    def _check(self, key: str, known: Any) -> None:
-        value = getattr(self, key)
-        if value not in known:
-            raise ModelError(
-                f"{key} is {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}."
-            )
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ def _from_size(config: ModelConfig) -> Loaded:
     heads = config.heads
     model_config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": _round_up(len(tokenizer), 8),
+            "vocab_size": round_up(len(tokenizer), 8),
             "hidden_size": config.hidden_size,
             "intermediate_size": config.intermediate_size or 3 * config.hidden_size,
             "num_hidden_layers": config.num_layers,
@@ -232,10 +226,7 @@ def _from_size(config: ModelConfig) -> Loaded:
 def _from_checkpoint(config: ModelConfig) -> Loaded:
     source = resolve_checkpoint(str(config.checkpoint))
     try:
-        if isinstance(source, Path):
-            _check_directory(source)
-        else:
-            _check_type(transformers.AutoConfig.from_pretrained(source).model_type, source)
+        check_architecture(source, Qwen2_5_VLForConditionalGeneration)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             source, dtype=DTYPES[config.dtype], attn_implementation=config.attn_implementation
         )
@@ -244,68 +235,6 @@ def _from_checkpoint(config: ModelConfig) -> Loaded:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"checkpoint {str(source)!r} cannot be loaded: {error}") from error
     return Loaded(model, tokenizer, images)
-
-
-def resolve_checkpoint(name: str) -> Path | str:
-    """An existing directory, or a hub name; whatever looks like a path never reaches the hub.
-
-    Raises:
-        ModelError: a path that does not exist, an unknown packaged model, or neither path nor hub name.
-    """
-    if name.startswith(PACKAGED):
-        return _packaged(name.removeprefix(PACKAGED))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ModelError(f"checkpoint {name!r} is a file; give the directory that holds config.json")
-    # "runs/final" beside an existing folder "runs" means that folder, not somebody's model.
-    if not path.parent.is_dir() and re.fullmatch(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w.-]*", name):
-        return name
-    raise ModelError(
-        f"checkpoint directory {str(path.absolute())!r} does not exist.{_nearest_sibling(path)}"
-        " A hub name has the form 'org/name'; a model of the package is 'package:<name>'."
-    )
-
-
-def _packaged(name: str) -> Path:
-    folder = Path(str(resources.files("rllib_vlm.models"))) / "pretrained"
-    shipped = sorted(p.parent.name for p in folder.glob("*/config.json"))
-    if name not in shipped:
-        raise ModelError(
-            f"no model {name!r} comes with the package.{did_you_mean(name, shipped)}"
-            f" Shipped: {', '.join(shipped) or '(none)'}."
-        )
-    return folder / name
-
-
-def _nearest_sibling(path: Path) -> str:
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        return f" Nor does {str(parent)!r}."
-    return did_you_mean(path.name, [p.name for p in parent.iterdir() if p.is_dir()])
-
-
-def _check_directory(path: Path) -> None:
-    file = path / "config.json"
-    if not file.is_file():
-        inside = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
-        raise ModelError(f"checkpoint {str(path)!r} has no config.json; it holds {inside}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{str(file)!r} is not JSON: {error}") from error
-    _check_type(values.get("model_type"), str(path), values.get("architectures"))
-
-
-def _check_type(model_type: object, source: str, architectures: object = None) -> None:
-    if model_type != MODEL_TYPE:
-        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
-        what = f"{model_type!r} ({named})" if named else f"{model_type!r}"
-        raise ModelError(
-            f"checkpoint {source!r} is of model type {what}; this family opens {MODEL_TYPE!r}"
-            " (Qwen2_5_VLForConditionalGeneration)"
-        )
 
 
 def _image_format(source: Path | str, vision: Any) -> ImageFormat:
@@ -322,16 +251,3 @@ def _image_format(source: Path | str, vision: Any) -> ImageFormat:
         mean=tuple(values.get("image_mean") or default.mean),
         std=tuple(values.get("image_std") or default.std),
     )
-
-
-def _check_heads(what: str, size: int, heads_key: str, heads: int, multiple: int) -> None:
-    if heads < 1 or size % (heads * multiple):
-        raise ModelError(
-            f"{what} {size} must be a multiple of {heads_key} {heads}"
-            + (f" times {multiple}" if multiple > 1 else "")
-            + f"; nearest: {max(1, round(size / (heads * multiple))) * heads * multiple if heads > 0 else size}"
-        )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

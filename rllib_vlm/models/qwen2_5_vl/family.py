@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLIma
 
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
 from rllib_vlm.models.base import Depths, TokenRows
-from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
-from rllib_vlm.models.qwen2_5_vl.config import PACKAGED, Loaded, ModelConfig, load, resolve_checkpoint
+from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
+from rllib_vlm.models.decoding import batches_by_length
+from rllib_vlm.models.qwen2_5_vl.chat import chatml
+from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import (
     Segments,
     angles,
@@ -27,11 +29,12 @@ from rllib_vlm.models.qwen2_5_vl.decoder import (
 )
 from rllib_vlm.models.qwen2_5_vl.generate import sample_batch
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
-from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, batches, prefill
+from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, prefill
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.sessions import Content, Session, SessionCache, Turns
 from rllib_vlm.models.stopping import StopStrings
+from rllib_vlm.models.text import TextSide
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
 CROP = 2  # image tokens along a side of a cut around a thing
@@ -42,7 +45,7 @@ _LEAST_PIXELS, _MOST_SHARE = (
 _EDGE = 0.15  # of a cut: as near as this the thing's centre may lie to its edge
 
 
-class Qwen25VL:
+class Qwen25VL(TextSide):
     """Qwen2.5-VL (arXiv 2502.13923) behind the `VLMFamily` protocol.
 
     Example::
@@ -56,27 +59,21 @@ class Qwen25VL:
     the same log-probs uses `rllib_vlm.models.sampling.token_logprobs` with the same `SamplingParams`.
     """
 
+    packs = True
+    labels_images = True
+
     def __init__(self, loaded: Loaded, config: ModelConfig) -> None:
-        self.model = loaded.model
-        self.tokenizer = loaded.tokenizer
+        ids = loaded.model.config
+        self.image_token_id = int(ids.image_token_id)
+        vision = (ids.vision_start_token_id, self.image_token_id, ids.vision_end_token_id)
+        super().__init__(
+            loaded.model,
+            loaded.tokenizer,
+            chatml(loaded.tokenizer, vision),
+            banned=banned_token_ids(loaded.tokenizer, ids),
+        )
         self.images = loaded.images
         self.config = config
-        text = self.model.config.text_config
-        self.hidden_size = int(text.hidden_size)
-        self.vocab_size = int(text.vocab_size)
-        self.image_token_id = int(self.model.config.image_token_id)
-        stop = self.tokenizer.eos_token_id
-        self.stop_token_ids = (int(stop),)
-        pad = self.tokenizer.pad_token_id
-        self.pad_token_id = int(stop if pad is None else pad)
-        self.banned_token_ids = banned_token_ids(self.tokenizer, self.model.config)
-        vision = (self.model.config.vision_start_token_id, self.image_token_id)
-        self._chat = ChatEncoder(self.tokenizer, (*vision, self.model.config.vision_end_token_id))
-        other, named = (self._chat.tokenize(word)[0] for word in (" not", " seen"))
-        self.referring_words = (int(other), int(named))
-        self._tokenized: dict[str, tuple[int, ...]] = {}
-        self._bans = torch.zeros(self.vocab_size)
-        self._bans[list(self.banned_token_ids)] = -torch.inf
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Qwen25VL:
@@ -143,13 +140,7 @@ class Qwen25VL:
         starts = np.cumsum([0, *(rows * columns for rows, columns in grids)])
         first = len(grids) - images
         shown[-1, where[starts[first] :]] = 0
-        ends = len(prompt.token_ids)
-        for mention in reversed(mentions):  # from the end: earlier messages may tell of the same things
-            name = np.array(self._words(f" {mention.words}"))
-            begins = _last_of(name, prompt.token_ids[:ends])
-            if begins is not None:
-                ends = begins
-                shown[-1, begins + len(name) - 1] = mention.named
+        self._mark_mentions(shown, prompt.token_ids, mentions)
         for found in reversed(detections):
             rows, columns = grids[first + found.image]
             row, column = min(int(found.y * rows), rows - 1), min(int(found.x * columns), columns - 1)
@@ -201,38 +192,6 @@ class Qwen25VL:
                 found.append(self.label(Prompt(token_ids=ids, images=(image,)), inside, images=1))
         return found
 
-    def _words(self, text: str) -> tuple[int, ...]:
-        """The tokens of a name or a place; there are few, and they come often."""
-        if text not in self._tokenized:
-            self._tokenized[text] = tuple(map(int, self._chat.tokenize(text)))
-        return self._tokenized[text]
-
-    def encode_answer(self, text: str) -> NDArray[np.int64]:
-        """[T] the ids of an answer as the model would sample it, its stop token included."""
-        return np.append(self._chat.answer(text), self.stop_token_ids[0])
-
-    def encode_followup(self, text: str) -> NDArray[np.int64]:
-        """[T] what stands between an answer, its stop token included, and the answer to a user's next message.
-
-        Raises:
-            ModelError: the text holds an image placeholder.
-        """
-        return self._chat.followup(text)
-
-    def decode(self, token_ids: NDArray[np.int64]) -> str:
-        """Text of a completion, without its stop token."""
-        ids = list(map(int, token_ids))
-        while ids and ids[-1] in self.stop_token_ids:
-            ids.pop()
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def char_ends(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[T] characters of the text of a completion up to and with each of its tokens; a stop token has none.
-
-        Bytes that are no whole character yet are counted as `decode` shows them.
-        """
-        return np.array([len(self.decode(token_ids[: t + 1])) for t in range(len(token_ids))], np.int64)
-
     def hidden(self, rows: TokenRows) -> Tensor:
         """[B, L, D] last hidden states; padding positions hold anything.
 
@@ -240,15 +199,6 @@ class Qwen25VL:
             ModelError: the image tokens of a row are not those of its images.
         """
         return self.depths(rows).last
-
-    def word_logits(self, features: Tensor, words: Tensor) -> Tensor:
-        """[..., K] how well each of `words` [K] describes features [..., D] of image tokens, float32.
-
-        The features are compared with the words' embeddings, so what an image token shows becomes
-        readable to attention the way a word is.
-        """
-        normed = torch.nn.functional.rms_norm(features.float(), features.shape[-1:])
-        return torch.nn.functional.linear(normed, self.model.lm_head.weight[words].float())
 
     def embedded(self, rows: TokenRows) -> Tensor:
         """[B, L, D] what the language model reads: at image tokens the vision tower's features.
@@ -298,12 +248,6 @@ class Qwen25VL:
         last, middle = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
         return Depths(embedded=x, middle=in_place(middle), last=in_place(last))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] of hidden states [..., D], float32, banned ids at -inf."""
-        if self._bans.device != hidden.device:
-            self._bans = self._bans.to(hidden.device)
-        return self.model.lm_head(hidden).float() + self._bans
-
     @torch.no_grad()
     def generate(
         self,
@@ -333,7 +277,7 @@ class Qwen25VL:
         )
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for chunk in batches([len(p.token_ids) for p in prompts], turns.kept):
+        for chunk in batches_by_length([len(p.token_ids) for p in prompts], turns.kept):
             tokens = self._prefill([prompts[i] for i in chunk], [turns.pasts[i] for i in chunk])
             turns.count(chunk, tokens.computed)
             completions = sample_batch(
@@ -426,12 +370,3 @@ class Qwen25VL:
         )
         where = is_image.flatten().nonzero()[:, 0]
         return x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
-
-
-def _last_of(words: NDArray[np.int64], ids: NDArray[np.int64]) -> int | None:
-    """Where `words` begin for the last time in `ids`; None where they do not occur."""
-    if len(words) > len(ids):
-        return None
-    windows = np.lib.stride_tricks.sliding_window_view(ids, len(words))
-    found = np.flatnonzero((windows == words).all(1))
-    return int(found[-1]) if len(found) else None

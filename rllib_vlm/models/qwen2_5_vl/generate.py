@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rllib_vlm.models.decoding import sample_completions
 from rllib_vlm.models.qwen2_5_vl.cache import Cache
 from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
 from rllib_vlm.models.qwen2_5_vl.prefill import Prefill
-from rllib_vlm.models.sampling import sample
 from rllib_vlm.models.sessions import Keep
 from rllib_vlm.types import SamplingParams
 
@@ -54,35 +54,9 @@ def sample_batch(
         stops: whether the ids sampled so far hold a stop string, if there are any.
         keep: told at the end of what was computed, row by row.
     """
-    batch, steps = len(prefill.lengths), sampling.max_new_tokens
-    hidden, decoder = _read(language, prefill, steps)
+    hidden, decoder = _read(language, prefill, sampling.max_new_tokens)
     decoder.remembers = keep is not None
-    ids: list[list[int]] = [[] for _ in range(batch)]
-    logprobs: list[list[float]] = [[] for _ in range(batch)]
-    alive = list(range(batch))  # completion of each row of the tensors
-    ending = frozenset(stop_ids)
-    done: set[int] = set()
-    for step in range(steps):
-        drawn, drawn_logprobs = sample(logits(hidden), sampling, generator)
-        for row, token, logprob in zip(alive, drawn.tolist(), drawn_logprobs.tolist(), strict=True):
-            if row in done:
-                continue
-            ids[row].append(token)
-            logprobs[row].append(logprob)
-            if token in ending or (stops is not None and stops(ids[row])):
-                done.add(row)
-        if len(done) == batch or step == steps - 1:
-            break
-        if sum(row in done for row in alive) * 2 >= len(alive):
-            kept = torch.tensor([i for i, row in enumerate(alive) if row not in done], device=hidden.device)
-            alive = [row for row in alive if row not in done]
-            decoder.keep(kept)
-            drawn = drawn[kept]
-        hidden = decoder.advance(drawn, step)
-    completions = [
-        (np.asarray(i, dtype=np.int64), np.asarray(p, dtype=np.float32))
-        for i, p in zip(ids, logprobs, strict=True)
-    ]
+    completions = sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, generator)
     if keep is not None:
         for row, (sampled, _) in enumerate(completions):
             keep(row, sampled, decoder.memory(row, len(sampled)))

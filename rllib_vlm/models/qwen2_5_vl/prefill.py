@@ -14,8 +14,6 @@ from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.types import Prompt
 
 _MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a pass of its own
-_PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
-_SLOTS_PER_TOKEN = 4  # kept tokens weigh less: keys and values alone, not what it takes to compute them
 
 Groups = list[tuple[Tensor, Tensor]]  # images by size: their order [n], and uint8 [n, H, W, 3]
 
@@ -109,32 +107,6 @@ def shared_prefix(token_ids: Sequence[NDArray[np.int64]], image_token: int) -> i
     differs = (stack != stack[0]).any(0) | (stack[0] == image_token)
     shared = int(differs.argmax()) if differs.any() else size
     return shared if shared >= _MIN_SHARED else 0
-
-
-def batches(lengths: Sequence[int], kept: Sequence[int]) -> list[list[int]]:
-    """Prompts, those with least to compute first, cut where padding would cost more than a batch of its own.
-
-    Args:
-        lengths: tokens of each prompt.
-        kept: those of them that need not be computed.
-    """
-    new = [length - k for length, k in zip(lengths, kept, strict=True)]
-    found: list[list[int]] = []
-    past = 0  # the longest of the batch
-    for i in sorted(range(len(new)), key=lambda i: new[i]):
-        batch = found[-1] if found else []
-        past = max(past, kept[i])
-        # A batch's first is its shortest. Beyond half as long again, padding outweighs batching.
-        if (
-            not batch
-            or new[i] > 1.5 * new[batch[0]] + 16
-            or (len(batch) + 1) * (new[i] + past / _SLOTS_PER_TOKEN) > _PREFILL_TOKENS
-        ):
-            found.append([i])
-            past = kept[i]
-        else:
-            batch.append(i)
-    return found
 
 
 def _by_size(prompts: Sequence[Prompt], tokens: NDArray[np.int64], unit: int, device: torch.device) -> Groups:

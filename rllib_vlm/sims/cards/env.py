@@ -54,7 +54,8 @@ class Cards(Simulator):
     ## End of an episode
     Terminated with a solution, or after `tries` answers without one. With `mode="parity"` as in the original: one more
     answer earns -1 unread, and truncates. `info` then has `success`; it always holds `metrics`: `tries`, `cards_right`
-    and `numbers_right` (of the last answer), and `solved_at_once`. `state`, for baselines: `tries_left` (share).
+    and `numbers_right` (of the last answer), and `solved_at_once`; and `grades`: what became of the answer. `state`,
+    for baselines: `tries_left` (share).
 
     ## Options of `reset`
     `split`: "train", "heldout", "rule_ood" (the other rule for face cards) or "visual_ood" (the other colour); training
@@ -194,13 +195,15 @@ class Cards(Simulator):
         self._left -= 1
         if self._left == -1 and parity:
             self.over = True
-            return self._observe("no try is left"), NO_SOLUTION, False, True, self._info(success=False)
+            info = self._info("exceeded", correct=False, success=False)
+            return self._observe("no try is left"), NO_SOLUTION, False, True, info
         answer = read_as_original(action) if parity else read(action)
         grading = grade(answer, self.deal, self.target, vision=self.shows_image, parity=parity)
         self._last = grading
         self.over = grading.correct or (self._left == 0 and not parity)
         feedback = "" if grading.correct else "; ".join(grading.messages)
-        info = self._info(success=grading.correct if self.over else None)
+        success = grading.correct if self.over else None
+        info = self._info(grading.verdict, correct=grading.correct, success=success)
         return self._observe(feedback), grading.reward, self.over, False, info
 
     def idle(self) -> Step:
@@ -235,7 +238,7 @@ class Cards(Simulator):
     def _state(self) -> dict[str, float]:
         return {"tries_left": max(self._left, 0) / self.tries}
 
-    def _info(self, *, success: bool | None) -> Info:
+    def _info(self, verdict: str, *, correct: bool, success: bool | None) -> Info:
         last = self._last
         used = min(self.tries - self._left, self.tries)
         info: Info = {
@@ -245,6 +248,7 @@ class Cards(Simulator):
                 "numbers_right": float(last is not None and last.numbers_right),
                 "solved_at_once": float(bool(success) and used == 1),
             },
+            "grades": [{"attempt": self.tries - self._left, "correct": correct, "verdict": verdict}],
             "state": self._state(),
         }
         if success is not None:

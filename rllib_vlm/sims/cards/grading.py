@@ -26,6 +26,16 @@ WRONG_CARDS = -1.5
 WRONG_NUMBERS = -2.0
 ILLEGAL = -3.0
 
+_VERDICTS = {
+    CORRECT: "correct_solution",
+    PARTIAL: "partial_solution",
+    NO_SOLUTION: "no_solution",
+    WRONG_CARDS: "wrong_cards",
+    WRONG_NUMBERS: "wrong_numbers",
+    ILLEGAL: "illegal_formula",
+    0.0: "rounded_solution",  # in parity: a solution that floats do not see
+}
+
 _TOKEN = re.compile(r"\d+|[+\-*/()]")
 _LISTED = {key: re.compile(rf'"{key}": \[([^\]]+)\]') for key in ("cards", "number")}
 _FORMULA = re.compile(r'"formula": "(.*?)"')
@@ -54,6 +64,11 @@ class Grade:
     @property
     def correct(self) -> bool:
         return self.reward == CORRECT
+
+    @property
+    def verdict(self) -> str:
+        """A word for it; faults that add up have one of their own."""
+        return _VERDICTS.get(self.reward, "several_faults")
 
 
 def read(text: str) -> Answer:

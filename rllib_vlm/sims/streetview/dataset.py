@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -41,6 +41,10 @@ class DataSet:
         default_factory=dict
     )  # splits that are other data sets
 
+    def beside(self, name: str, other: DataSet) -> DataSet:
+        """This one, with `other` as the split `name`."""
+        return replace(self, others={**self.others, name: lambda: other})
+
     def split(self, name: str, *, whole: bool = False) -> tuple[DataSet, Sequence[int]]:
         """The data set a split lies in, and its route numbers there.
 
@@ -61,14 +65,17 @@ class DataSet:
         else:
             numbers = [i for i, route in enumerate(self.routes) if _of_split(route, name)]
         if not numbers:
-            known = sorted({*self.splits, *self.others}) or ["train", "heldout"]
-            raise DataError(f"{self.name} has no routes in the split {name!r}. It has: {', '.join(known)}")
+            known = sorted({*self.splits, *self.others}) or ["train", "heldout", "rule_ood"]
+            way_out = " Name a folder: env_config: {visual_ood: DIR}." if name == "visual_ood" else ""
+            raise DataError(
+                f"{self.name} has no routes in the split {name!r}. It has: {', '.join(known)}.{way_out}"
+            )
         return self, numbers
 
 
 def _of_split(route: Route, split: str) -> bool:
     heldout = zlib.crc32(repr((route.start, route.geocodes)).encode()) % _HELDOUT_SHARE == 0
-    return split == ("heldout" if heldout else "train")
+    return split in (("heldout", "rule_ood") if heldout else ("train",))
 
 
 def open_folder(folder: str | Path) -> DataSet:

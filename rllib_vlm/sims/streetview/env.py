@@ -19,6 +19,7 @@ from rllib_vlm.sims.streetview.dataset import SPLITS
 from rllib_vlm.sims.streetview.expert import StreetExpert
 from rllib_vlm.sims.streetview.geo import Geocode
 from rllib_vlm.sims.streetview.grading import (
+    CORRECT,
     Answer,
     Grade,
     RewardWeights,
@@ -63,8 +64,8 @@ class StreetView(Simulator):
     ## End of an episode
     Terminated by the right `stop()`, truncated by the `verify_iter`-th wrong answer at one stop. `info` then holds
     `success`. `info["metrics"]` of every turn: steps, step_accuracy, progress, rail_length, and how many answers were
-    incorrect_action, incorrect_observation, incorrect_instruction. `info["state"]`, for baselines: the share of
-    the rail to go and of the tries that are left.
+    incorrect_action, incorrect_observation, incorrect_instruction. `info["grades"]`: what became of each answer.
+    `info["state"]`, for baselines: the share of the rail to go and of the tries that are left.
 
     ## Options of `reset`
     `split`: "train", "heldout", "rule_ood", "visual_ood" (those that the data set has; the second is played in order of
@@ -77,6 +78,8 @@ class StreetView(Simulator):
         data: folder of a data set.
         city: instead of `data`, a synthetic city: style (nyc, sf), routes, seed, width (of a panorama); the
             default. Its pictures are drawn when they are first seen.
+        visual_ood: folder of the data set whose routes are the split "visual_ood", all of them; by default the one
+            that the data set names, if it does.
         mode: "fixed", or "parity" for the transitions of V-IRL as they are.
         split: where `reset` is told none.
         observation: "vision", "text" or "both".
@@ -107,6 +110,7 @@ class StreetView(Simulator):
         *,
         data: str | None = None,
         city: Mapping[str, Any] | None = None,
+        visual_ood: str | None = None,
         mode: options_.Mode = "fixed",
         split: str = "train",
         observation: options_.ObservationMode = "vision",
@@ -122,9 +126,9 @@ class StreetView(Simulator):
         render_mode: str | None = None,
     ) -> None:
         self.settings: Settings = check_settings(
-            data=data, city=city, mode=mode, split=split, observation=observation, action_set=action_set,
-            resolution=resolution, verify_iter=verify_iter, relocation=relocation, drop_rate=drop_rate,
-            straight_line_length=straight_line_length, reward=reward, weights=reward_weights,
+            data=data, city=city, visual_ood=visual_ood, mode=mode, split=split, observation=observation,
+            action_set=action_set, resolution=resolution, verify_iter=verify_iter, relocation=relocation,
+            drop_rate=drop_rate, straight_line_length=straight_line_length, reward=reward, weights=reward_weights,
             grade_instruction=grade_instruction,
         )  # fmt: skip
         self.render_mode = render_mode
@@ -240,12 +244,19 @@ class StreetView(Simulator):
         """Grades the actions one after the other, and looks once, at the end."""
         said, self._said = self._said, None
         total, terminated, truncated = 0.0, False, False
+        grades: list[dict[str, Any]] = []
         for i, name in enumerate(actions or (None,)):
+            attempt = self.settings.verify_iter - self.tries + 1 if self._rail else 0
             reward, terminated, truncated = self._try(name, said if i == 0 else None)
             total += reward
+            assert self._grade is not None
+            verdict = self._grade.verdict
+            grades.append({"attempt": attempt, "correct": verdict == CORRECT, "verdict": verdict})
             if terminated or truncated:
                 break
-        info: Info = {"metrics": self._metrics(terminated), "state": self._state(), "anchor": self._anchor()}
+        info: Info = {
+            "metrics": self._metrics(terminated), "grades": grades, "state": self._state(), "anchor": self._anchor(),
+        }  # fmt: skip
         if terminated or truncated:
             info["success"] = terminated and not self._failed
         return self._observe(), total, terminated, truncated, info
@@ -323,7 +334,7 @@ class StreetView(Simulator):
         verdict = self._grade.verdict
         self._verdicts[verdict] = self._verdicts.get(verdict, 0) + 1
         terminated = truncated = False
-        if verdict == "correct_action":
+        if verdict == CORRECT:
             self.correct += 1
             terminated = self.node.action == STOP
             if not terminated:
@@ -361,7 +372,7 @@ class StreetView(Simulator):
         return observation
 
     def _text(self) -> str:
-        feedback = self._grade.feedback if self._grade and self._grade.verdict != "correct_action" else ""
+        feedback = self._grade.feedback if self._grade and self._grade.verdict != CORRECT else ""
         if self.settings.original:
             text = original_sequence(self._seen, self._done, vision=self._vision)
             return text + _FAILED.format(feedback) if feedback else text

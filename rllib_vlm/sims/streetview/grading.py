@@ -14,6 +14,8 @@ Verdict = Literal[
     "correct_action", "incorrect_action", "incorrect_observation", "incorrect_instruction", "exceeded"
 ]
 
+CORRECT: Verdict = "correct_action"
+
 # The form of V-IRL's answers, which its feedback repeats, brackets doubled (SFTvsRL, utils_rl.py).
 _FORM = """
 [Output]
@@ -85,7 +87,7 @@ def grade(answer: Answer, node: Node, *, grade_instruction: bool) -> Grade:
     whether there is an intersection, (if it is graded) which instruction is due, the action.
     """
     if answer.action == node.action:
-        return Grade("correct_action", _FEEDBACK["correct"])
+        return Grade(CORRECT, _FEEDBACK["correct"])
     if answer.action is None:
         return Grade("incorrect_action", _FEEDBACK["unreadable"])
     if answer.observation is not None:
@@ -108,7 +110,7 @@ def grade_original(text: str, node: Node) -> Grade:
     action = read_field(text, "action")
     observation = read_field(text, "current observation")
     if action == node.action:
-        return Grade("correct_action", _ORIGINAL_FEEDBACK["correct"])
+        return Grade(CORRECT, _ORIGINAL_FEEDBACK["correct"])
     true = _WORD in node.landmark
     if isinstance(observation, str | list | dict):
         said = _WORD in observation

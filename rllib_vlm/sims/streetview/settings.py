@@ -43,7 +43,7 @@ class Settings:
 
 
 def check_settings(
-    *, data: Any, city: Any, mode: Any, split: Any, observation: Any, action_set: Any, resolution: Any,
+    *, data: Any, city: Any, visual_ood: Any, mode: Any, split: Any, observation: Any, action_set: Any, resolution: Any,
     verify_iter: Any, relocation: Any, drop_rate: Any, straight_line_length: Any, reward: Any, weights: Any,
     grade_instruction: Any,
 ) -> Settings:  # fmt: skip
@@ -88,8 +88,11 @@ def check_settings(
         problems.append(f"drop_rate={drop_rate!r} is not a number between 0 and 1")
     problems += _weight_problems(weights)
     opened = _open(data, city, problems)
+    other = _open_folder("visual_ood", visual_ood, problems) if visual_ood is not None else None
     if problems or opened is None:
         raise ConfigErrors("StreetView", problems)
+    if other is not None:
+        opened = opened.beside("visual_ood", other)
     return Settings(
         data=opened, mode=mode, split=split, observation=observation, resolution=resolution,
         verify_iter=verify_iter, reward=reward, weights=reward_weights(weights), grade_instruction=grade_instruction,
@@ -105,14 +108,7 @@ def _open(data: Any, city: Any, problems: list[str]) -> DataSet | None:
         problems.append("data and city are both given: a data set is one or the other")
         return None
     if data is not None:
-        if not isinstance(data, str):
-            problems.append(f"data={data!r} is not the path of a folder")
-            return None
-        try:
-            return open_folder(data)
-        except DataError as error:
-            problems.append(f"data: {error}")
-            return None
+        return _open_folder("data", data, problems)
     wishes = city if city is not None else {}
     if not isinstance(wishes, Mapping):
         problems.append(f"city={city!r} is not a mapping such as {{style: nyc, routes: 64, seed: 0}}")
@@ -131,6 +127,17 @@ def _open(data: Any, city: Any, problems: list[str]) -> DataSet | None:
     if _whole(given["width"]) and given["width"] % 4:
         problems.append(f"city.width={given['width']} is not a multiple of 4, so that four views divide it")
     return None if len(problems) > before else build_city(**given)
+
+
+def _open_folder(name: str, path: Any, problems: list[str]) -> DataSet | None:
+    if not isinstance(path, str):
+        problems.append(f"{name}={path!r} is not the path of a folder")
+        return None
+    try:
+        return open_folder(path)
+    except DataError as error:
+        problems.append(f"{name}: {error}")
+        return None
 
 
 def _weight_problems(given: Any) -> list[str]:

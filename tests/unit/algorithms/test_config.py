@@ -96,6 +96,12 @@ def test_everything_that_is_wrong_is_said_at_once():
             "grounding_options: 'household' has no 'tuor'. Did you mean 'tour'",
         ),
         (
+            lambda c: c.rl_module(model_config={"family": "mllama", "size": "tiny"}).warm_start(
+                grounding_updates=2
+            ),
+            "warm_start_grounding_updates is 2; .* family 'mllama' .* set it to 0",
+        ),
+        (
             lambda c: c.warm_start(updates=1, demonstrations="no/such/demos"),
             "warm_start_demonstrations: no/such/demos does not exist",
         ),

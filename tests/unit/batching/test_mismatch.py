@@ -46,6 +46,7 @@ def test_without_correction_the_gap_is_measured_and_nothing_else_changes(row):
     np.testing.assert_array_equal(found.loss_mask, row.loss_mask)
     metrics = gap.metrics()
     assert metrics["mismatch_kl"] == pytest.approx(np.mean(RATIOS - 1 - np.log(RATIOS)), rel=1e-5)
+    assert metrics["sampler_gap"] == pytest.approx(np.mean(np.abs(np.log(RATIOS))), rel=1e-5)
     assert metrics["mismatch_log_ratio_max"] == pytest.approx(np.log(4.0), rel=1e-5)
     assert metrics["mismatch_corrected"] == 0.0
 

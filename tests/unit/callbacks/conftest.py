@@ -6,24 +6,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="package")
-def local_ray():
-    import ray
-
-    if ray.is_initialized():  # another package's cluster
-        yield
-        return
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def build():
     """Builds algorithms; at the end all of them are stopped, and their folders are removed."""

@@ -11,7 +11,7 @@ from rllib_vlm.callbacks import configured
 from rllib_vlm.callbacks.gallery import _credit, _fetch
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def gallery(config, **options):

@@ -21,7 +21,7 @@ def test_only_finite_numbers_are_figures():
     assert look_up(result, "evaluation/success_rate") is None
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_real_result_has_the_figures_and_ray_exports_them():
     import ray
 

@@ -47,7 +47,7 @@ def test_the_difference_is_paired_where_both_evaluations_played_the_same_tasks()
     assert widths[0] < widths[1]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("runners", [0, 2])
 def test_a_run_writes_its_results_and_its_curve(build, runners):
     config = tiny_config("ppo").env_runners(num_env_runners=runners).callbacks(Report)
@@ -69,12 +69,61 @@ def test_a_run_writes_its_results_and_its_curve(build, runners):
         assert picture.format == "PNG"
 
 
+def iteration(number: int, *, success: float, imitates: bool, seconds: float = 30.0, **more) -> dict:
+    learned = {"imitation_loss": 0.5} if imitates else {"policy_loss": 0.1}
+    return {
+        "training_iteration": number, "time_this_iter_s": seconds, "env_runners": {"success_rate": success},
+        "learners": {"default_policy": learned}, **more,
+    }  # fmt: skip
+
+
+def test_a_curve_goes_on_from_records():
+    curve = Curve()
+    evaluated = record(8, 20) | {"at": "warm_start_end"}
+    minutes = curve.add_records([
+        iteration(1, success=1.0, imitates=True),
+        iteration(2, success=0.9, imitates=True, evaluation=evaluated),
+        {"training_iteration": 3, "time_this_iter_s": "torn", "evaluation": {"success_rate": None}},
+        iteration(4, success=0.5, imitates=False, seconds=60.0),
+    ])  # fmt: skip
+    assert minutes == 2.0
+    assert curve.training == {"imitation": [(0.5, 1.0), (1.0, 0.9)], "reinforcement learning": [(2.0, 0.5)]}
+    assert curve.evaluations == [(1.0, 0.4, 0.1, 0.9, "warm_start_end")]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_curve_of_a_resumed_run_begins_where_the_run_began(build, tmp_path):
+    """The records hold an iteration that came after the checkpoint, which is made again, and a torn line."""
+    config = tiny_config("ppo").callbacks(Report).warm_start(updates=1, episodes_per_update=4)
+    config.training(total_updates=2).evaluation(
+        evaluation_duration=3, evaluation_at=("warm_start_end", "final")
+    )
+    first = build(config)
+    lines = []
+    for _ in range(3):
+        lines.append(json.dumps(first.train(), default=str))
+        if len(lines) == 2:
+            first.save_to_path(str(tmp_path / "saved"))
+    second = build(config.copy(copy_frozen=False))
+    Path(second.logdir, "result.json").write_text("\n".join([*lines, lines[0][:99]]))
+    second.restore_from_path(str(tmp_path / "saved"))
+    while not second.train()["done"]:
+        pass
+    (before,), (after,) = ([c for c in a.callbacks if isinstance(c, Report)] for a in (first, second))
+    assert [len(points) for points in after.curve.training.values()] == [1, 2]
+    assert after.curve.training["imitation"][0][1] == before.curve.training["imitation"][0][1]
+    assert [e[1:] for e in after.curve.evaluations] == [e[1:] for e in before.curve.evaluations]
+    minutes = [minute for points in after.curve.training.values() for minute, _ in points]
+    assert minutes == sorted(minutes)
+    assert Path(second.logdir, "success.png").is_file()
+
+
 def test_a_curve_can_be_drawn_of_nothing_and_of_everything(tmp_path):
     Curve().draw(tmp_path / "empty.png")
     curve = Curve()
     for minute in range(3):
-        curve.add_training(minute, "imitation", 0.1 * minute)
-    curve.add_training(3, "imitation", None)
+        curve.add_training(minute, iteration(minute, success=0.1 * minute, imitates=True))
+    curve.add_training(3, {})
     curve.add_evaluation(3, record(8, 20) | {"at": "warm_start_end"})
     curve.add_evaluation(4, {"at": "final"})
     curve.draw(tmp_path / "full.png")

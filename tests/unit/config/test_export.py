@@ -139,6 +139,19 @@ def test_plain_transformers_answers_as_the_policy_does(saved, tmp_path):
     assert again.banned_token_ids == family.banned_token_ids
 
 
+def test_another_family_is_exported_by_the_same_code(tmp_path):
+    made = module(family="mllama", num_layers=2, value_head=False)
+    done = export(save(made, tmp_path / "checkpoint_000000"), tmp_path / "out")
+    assert {path.name for path in done.directory.iterdir()} == WRITTEN - {"value_head.safetensors"}
+    assert done.model.model_type == "mllama"
+    prompts = [make_prompt(made.family, 0, words=words) for words in range(1, 5)]
+    ours = [
+        ids.tolist()
+        for ids, _ in made.family.generate(prompts, SamplingParams(temperature=0, max_new_tokens=8))
+    ]
+    assert answers_of_transformers(done.directory, prompts, 8) == ours
+
+
 def test_without_its_bans_transformers_would_say_what_no_policy_says(saved, tmp_path):
     """What the generation config is for, and that older checkpoints, which have no such file, get it."""
     family, checkpoint = saved

@@ -232,3 +232,19 @@ def test_imitation_needs_no_credit(module, family):
     assert not before[VLMColumns.TRAJECTORIES][0].values
     ((columns, turns),) = list(steps)
     assert turns == 2 and columns["loss_mask"].any()
+
+
+def test_a_family_that_gains_nothing_by_packing_has_one_turn_a_row():
+    sizes = {"size": "tiny", "hidden_size": 32, "num_layers": 2, "vision_hidden": 32, "vision_depth": 1}
+    made = VLMRLModule(
+        model_config={"family": "mllama", **sizes, "value_head": True},
+        observation_space=None,
+        action_space=None,
+    )
+    torch.nn.init.normal_(made.value_head.outer.weight)
+    episodes = [episode_of(trajectory(made.family, n, group=f"g{n}"), index=n) for n in (1, 3)]
+    before, steps = run(made, episodes)
+    rows = [row for own in before[VLMColumns.ROWS] for row in own]
+    [(batch, _)] = steps
+    assert len(batch["segment_ids"]) == len(rows) > 1 and int(batch["segment_ids"].max()) == 1
+    assert all((row.old_values[row.sampled] != 0).any() for row in rows)

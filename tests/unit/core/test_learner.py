@@ -245,6 +245,8 @@ def test_the_guard_skips_stops_or_takes_back():
     assert not moved and 1 < steps < planned and objected == 1 and same
     moved, steps, objected, _ = guarded("stop", max_ratio=1.0001)
     assert moved and steps < planned and objected == 1
+    moved, steps, objected, _ = guarded("stop", max_ratio_p99=1.0001)
+    assert moved and steps < planned and objected == 1
 
 
 def test_nothing_that_is_not_a_number_passes_the_guard():
@@ -356,17 +358,19 @@ def test_weights_of_parts_scale_their_tokens_gradient_and_0_leaves_them_out():
 
 
 def test_with_the_learners_own_log_probs_the_ratio_is_1_in_bfloat16_too():
-    found = {}
+    found, gap = {}, {}
     for whose in ("sampler", "learner"):
         config, learner, _, episodes = prepare("vision", old_logprobs=whose, precision="bfloat16")
         result = learner.update(episodes=episodes, plan=plan_of(config, precision="bfloat16"), timesteps={})[
             "default_policy"
         ]
         found[whose] = float(result["log_ratio_max"].peek())
+        gap[whose] = float(result["sampler_gap"].peek())
     assert found["sampler"] > 10 * found["learner"]
     assert found["learner"] < 1e-3
     # What the two are apart is in the metrics, whichever is taken.
     assert float(result["mismatch_log_ratio_max"].peek()) == pytest.approx(found["sampler"], rel=0.5)
+    assert gap["learner"] == pytest.approx(gap["sampler"], rel=0.5) and gap["sampler"] > 1e-4
     assert 0.0 < float(result["mismatch_kl"].peek()) < 1e-2
     assert float(result["mismatch_corrected"].peek()) == 0.0
 

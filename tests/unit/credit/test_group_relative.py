@@ -74,6 +74,21 @@ def test_grpo_ignores_a_shift_and_a_positive_scale(rewards, shift, scale):
 
 
 @pytest.mark.parametrize(
+    "estimator", [GRPO(), GRPO(discount=0.9), RLOO(), GiGPO(), ReinforcePlusPlus(baseline=True)], ids=repr
+)
+@quick
+@given(data=st.data())
+def test_credit_follows_its_episode_wherever_it_stands_in_the_group(estimator, data):
+    turns = st.lists(st.tuples(st.integers(-5, 5), st.sampled_from("abc")), min_size=1, max_size=4)
+    members = data.draw(st.lists(turns, min_size=2, max_size=5))
+    order = data.draw(st.permutations(range(len(members))))
+    group = [episode(*[float(r) for r, _ in own], anchors=[a for _, a in own]) for own in members]
+    plain, permuted = per_turn(estimator(group)), per_turn(estimator([group[i] for i in order]))
+    for i, found in zip(order, permuted, strict=True):
+        assert found == pytest.approx(plain[i], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
     "estimator", [GRPO(), GRPO(normalize_std=False), GRPO(discount=0.9), RLOO(), GiGPO(discount=1.0)]
 )
 def test_constant_rewards_give_exactly_no_credit(estimator):

@@ -133,7 +133,7 @@ def test_a_killed_process_is_replaced_while_others_go_on(make_pool, noticed):
 
 @pytest.mark.parametrize("when", ["reset", "turn"])
 def test_a_hanging_simulator_misses_its_deadline_and_is_replaced(make_pool, when):
-    deadlines = Deadlines(reset_s=0.4, turn_s=0.4)
+    deadlines = Deadlines(reset_s=1.5, turn_s=1.5)
     pool = make_pool(
         "subprocess", env="broken_lake:BrokenLake", how="hang", when=when, every=2, deadlines=deadlines
     )

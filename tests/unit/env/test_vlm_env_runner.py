@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,8 +12,10 @@ from tiny import tiny_config
 
 from rllib_vlm.backends.scripted import ScriptedBackend
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
-from rllib_vlm.env.tasks import heldout_tasks
+from rllib_vlm.env.tasks import Task, heldout_tasks
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.sims.cards.deck import NAMES
+from rllib_vlm.sims.cards.solver import solutions
 
 made: list[VLMEnvRunner] = []
 
@@ -264,3 +268,31 @@ def test_streets_grade_what_the_policy_says():
     for episode in runner.sample(num_episodes=3):
         assert list(episode.get_rewards()) == [-1.5, -1.5, -1.5]
         assert episode.is_truncated and not episode.custom_data[SUCCESS]
+
+
+def test_transcripts_tell_what_was_said_and_graded():
+    """Deals of another rule, solved by it at the second try."""
+
+    def script(prompt):
+        names = re.findall(r"cards: ([^\n<]+)", prompt.text)[-1].split()
+        numbers = [NAMES.index(name) + 1 for name in names]
+        formula = solutions(tuple(sorted(numbers)), 24)[0] if "tries left" in prompt.text else "1+1"
+        return json.dumps({"cards": names, "number": numbers, "formula": formula})
+
+    config = tiny_config("ppo").environment("cards").prompting(parser="json", invalid_penalty=0.0)
+    config.env_config = {"observation": "text"}
+    runner = make_runner(config.generation(max_new_tokens=200), script=script)
+    over = []
+    played = runner.play_transcripts(
+        [Task("heldout", seed) for seed in (5, 6)], {"split": "rule_ood"}, lambda: over.append(1)
+    )
+    assert played.error is None and len(over) == 2
+    assert [told.summary.task_seed for told in played.items] == [5, 6]
+    for told in played.items:
+        assert told.summary.success and "K as 13" in told.task["instruction"]
+        first, second = told.turns
+        assert json.loads(first.output)["formula"] == "1+1" and second.reward == 5.0
+        assert [turn.info["grades"][0]["attempt"] for turn in told.turns] == [1, 2]
+        assert second.info["grades"][0]["correct"] and "state" not in second.info
+        json.dumps([told.task, *(turn.info for turn in told.turns)])
+    assert len(runner.play_heldout([Task("heldout", 5)]).items) == 1 and len(over) == 2

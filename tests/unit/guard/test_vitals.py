@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_vlm.guard.vitals import VITALS, Monitor, Vital
+from rllib_vlm.guard.vitals import VITALS, Monitor, Vital, bounded
 
 HARM = Vital(name="harm", path="a/harm", worse="low", least=0.05, decides=True, floor=-1.0)
 SIGN = Vital(name="sign", path="a/sign", worse="both", least=0.1, relative=True)
@@ -128,6 +128,35 @@ def test_a_run_that_only_learns_and_is_noisy_is_left_alone(seed):
             }
         )
         assert not watch.collapsed
+
+
+def entropy(nats):
+    return {"learners": {"default_policy": {"entropy": nats}}}
+
+
+def test_bounds_of_a_run_s_own_are_harm_where_a_change_is_a_sign():
+    without = Monitor(least_history=1, patience=1)
+    assert without.examine(entropy(0.1)) == [] and without.examine(entropy(0.001))[0].decides is False
+    watch = Monitor(
+        least_history=1, patience=1, vitals=bounded({"entropy": (0.01, None), "success": [None, 1]})
+    )
+    assert watch.examine(entropy(0.1)) == [] and not watch.collapsed
+    (alarm,) = watch.examine(entropy(0.009))
+    assert alarm.vital == "entropy" and alarm.decides and watch.collapsed
+    assert bounded({}) == VITALS
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"entropi": (0.1, 1.0)}, "no vital 'entropi'. Did you mean 'entropy'"),
+        ({"entropy": (2.0, 1.0)}, "entropy is \\(2.0, 1.0\\), not a floor"),
+        ({"entropy": 0.1, "kl": (None, "1")}, "entropy is 0.1.*; bounds: kl is"),
+    ],
+)
+def test_bounds_that_are_none_are_said(bounds, said):
+    with pytest.raises(ValueError, match=said):
+        bounded(bounds)
 
 
 def test_vitals_have_names_of_their_own():

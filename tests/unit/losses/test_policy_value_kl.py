@@ -76,6 +76,11 @@ def test_metrics_count_masked_tokens_only():
     assert metrics["clip_fraction"].item() == pytest.approx(1 / 6)
     assert metrics["ratio_max"].item() == pytest.approx(torch.tensor(1.0).exp().item())
     d = torch.tensor([1.0] + [0.1] * 5)
+    assert metrics["ratio_p99"].item() == pytest.approx(d.quantile(0.99).exp().item())
+    _, downwards = policy_loss(-logprobs, old, torch.ones(B, L), MASK)
+    assert downwards["ratio_p99"].item() == pytest.approx(metrics["ratio_p99"].item())
+    _, none = policy_loss(logprobs, old, torch.ones(B, L), torch.zeros_like(MASK))
+    assert none["ratio_p99"].item() == 1.0
     assert metrics["approx_kl"].item() == pytest.approx((d.exp() - 1 - d).mean().item(), rel=1e-5)
 
 

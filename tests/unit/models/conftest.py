@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import pytest
 import torch
 
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
+from rllib_vlm.models.text import TextSide
 from rllib_vlm.types import Message, Prompt
 
+Family = TypeVar("Family", bound=TextSide)
 SIZES = ((56, 84), (112, 56), (28, 28), (140, 196))
 
 
-def make_hot(family: Qwen25VL) -> Qwen25VL:
+def make_hot(family: Family) -> Family:
     """Random weights so large that attention, positions and images decide the answer."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -5,8 +5,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rllib_vlm.errors import ModelError
+from rllib_vlm.models.chat import ChatEncoder
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
-from rllib_vlm.models.qwen2_5_vl.chat import ChatEncoder
+from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.tokenizer import load_corpus, train_tokenizer
 from rllib_vlm.types import Message
@@ -28,7 +29,7 @@ def chat(template: str | None = None) -> tuple[ChatEncoder, PreTrainedTokenizerF
     if template is not None:
         tokenizer.chat_template = template
     vision = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
-    return ChatEncoder(tokenizer, tuple(vision)), tokenizer
+    return chatml(tokenizer, tuple(vision)), tokenizer
 
 
 @pytest.mark.parametrize("template", [None, QWEN_TEMPLATE])

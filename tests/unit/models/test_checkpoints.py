@@ -11,8 +11,8 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rllib_vlm.errors import ModelError, UnknownNameError
+from rllib_vlm.models.checkpoint import resolve_checkpoint
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
-from rllib_vlm.models.qwen2_5_vl.config import resolve_checkpoint
 from rllib_vlm.types import Message, SamplingParams
 from tests.unit.models.conftest import make_prompt
 

@@ -185,3 +185,20 @@ def test_a_mixed_deck_has_no_other_colour() -> None:
         Cards(observation="text", suits="mixed").reset(seed=0, options={"split": "visual_ood"})
     with pytest.raises(UnknownNameError, match="split"):
         Cards(observation="text").reset(seed=0, options={"splitt": "train"})
+
+
+def test_grades_tell_which_try_an_answer_was() -> None:
+    simulator = Cards(observation="text", tries=3)
+    simulator.reset(seed=0)
+    answers = ["", '{"formula": "1+1"}', json.dumps({"formula": simulator.solution()})]
+    grades = [grade for text in answers for grade in simulator.step(text)[4]["grades"]]
+    assert grades == [
+        {"attempt": 1, "correct": False, "verdict": "illegal_formula"},
+        {"attempt": 2, "correct": False, "verdict": grades[1]["verdict"]},
+        {"attempt": 3, "correct": True, "verdict": "correct_solution"},
+    ]
+    assert grades[1]["verdict"] in ("wrong_numbers", "several_faults")
+    parity = Cards(observation="text", mode="parity", tries=1)
+    parity.reset(seed=0)
+    after = [parity.step("")[4]["grades"][0] for _ in range(2)]
+    assert [(g["attempt"], g["verdict"]) for g in after] == [(1, "illegal_formula"), (2, "exceeded")]

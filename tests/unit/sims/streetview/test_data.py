@@ -173,12 +173,13 @@ def test_every_problem_is_listed(data: Path) -> None:
         open_folder(data)
 
 
-def test_splits_without_a_file_share_no_route(data: Path) -> None:
+def test_splits_without_a_file_share_no_route_with_training(data: Path) -> None:
     records = [record([(0, n), (0, 60)], BEND["milestone_info"]) for n in range(40)]
     (data / "route_infos.json").write_text(json.dumps([records, 40]))
     opened = open_folder(data)
     train, heldout = (set(opened.split(name)[1]) for name in ("train", "heldout"))
     assert train and heldout and not train & heldout and len(train | heldout) == 40
     assert len(opened.split("heldout", whole=True)[1]) == 40
-    with pytest.raises(DataError, match="no routes in the split 'rule_ood'"):
-        opened.split("rule_ood")
+    assert set(opened.split("rule_ood")[1]) == heldout
+    with pytest.raises(DataError, match="no routes in the split 'visual_ood'.*visual_ood: DIR"):
+        opened.split("visual_ood")

@@ -279,7 +279,7 @@ def test_info_holds_no_answers(data: Path, observation: Any) -> None:
     while not street.over:
         node = street.node
         after = street.turn((node.action,))[4]
-        assert set(after) <= {"metrics", "state", "anchor", "success"}
+        assert set(after) <= {"metrics", "grades", "state", "anchor", "success"}
         for value in (*info.values(), *after.values()):
             if value is not info["instruction"]:
                 assert node.action not in str(value) and node.landmark not in str(value)
@@ -339,6 +339,32 @@ def test_every_wrong_argument_is_named(data: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigErrors, match=complaint):
             StreetView.check_config(config)
+
+
+def test_grades_tell_which_try_an_answer_was(data: Path) -> None:
+    street = StreetView(data=str(data), observation="text", verify_iter=2)
+    street.reset(seed=0, options={"route": 0})
+    right = [node.action for node in street.rail.nodes]
+    given = []
+    for action in (right[0], wrong(right[1]), right[1], wrong(right[2]), wrong(right[2])):
+        given += street.turn((action,))[4]["grades"]
+    assert [(g["attempt"], g["correct"]) for g in given] == [
+        (1, True), (1, False), (2, True), (1, False), (2, False),
+    ]  # fmt: skip
+    assert {g["verdict"] for g in given} == {"correct_action", "incorrect_action"}
+    street.reset(seed=0, options={"route": 0})
+    both = street.turn((right[0], right[1]))[4]["grades"]
+    assert [g["correct"] for g in both] == [True, True]
+
+
+def test_visual_ood_may_be_a_folder_of_its_own(data: Path, tmp_path: Path) -> None:
+    other = write_data(tmp_path / "other", [SHORT])
+    street = StreetView(data=str(data), visual_ood=str(other), observation="text")
+    for seed in (0, 1):
+        _, info = street.reset(seed=seed, options={"split": "visual_ood"})
+        assert info["route"] == 0 and street.rail.text.count("Intersection Books")
+    with pytest.raises(ConfigErrors, match="visual_ood: .*nowhere"):
+        StreetView(data=str(data), visual_ood="nowhere")
 
 
 def test_options_of_reset(data: Path) -> None:
