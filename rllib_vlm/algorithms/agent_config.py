@@ -60,6 +60,7 @@ class AgentConfig(AlgorithmConfig):
         self.top_p = 1.0
         self.max_new_tokens = 64
         self.stop: tuple[str, ...] = ()
+        self.session_cache_mib: float | None = None
         # warm start
         self.warm_start_updates = 0
         self.warm_start_episodes_per_update = 32
@@ -129,6 +130,7 @@ class AgentConfig(AlgorithmConfig):
         top_p: Any = NotProvided,
         max_new_tokens: Any = NotProvided,
         stop: Any = NotProvided,
+        session_cache_mib: Any = NotProvided,
     ) -> Self:
         """How answers are sampled. `evaluation_config` may set the same names for evaluation.
 
@@ -139,6 +141,9 @@ class AgentConfig(AlgorithmConfig):
             top_p: mass of the nucleus that is sampled from.
             max_new_tokens: tokens an answer may have.
             stop: strings after which an answer ends.
+            session_cache_mib: MiB of keys and values that the backend "hf" keeps of conversations between turns, on
+                each env runner: a turn then costs what is new. 0 keeps none; nothing is 256 where every prompt goes
+                on with the one before (history "full", laid out as chat), else 0.
 
         Returns:
             This updated AlgorithmConfig object.

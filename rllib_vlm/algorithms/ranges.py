@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "temperature": _NOT_NEGATIVE,
     "top_p": Range(0, 1, open_low=True),
     "max_new_tokens": _COUNT,
+    "session_cache_mib": _NOT_NEGATIVE_OR_NONE,
     # warm start
     "warm_start_updates": _COUNT_OR_ZERO,
     "warm_start_episodes_per_update": _COUNT,

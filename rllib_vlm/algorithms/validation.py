@@ -269,6 +269,11 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if not c.in_evaluation and c.temperature == 0 and c.algo_class.__name__ != "VLMSFT":
         yield "temperature is 0: a greedy policy never tries anything else; give evaluation a temperature of 0"
+    if c.session_cache_mib and c.backend != "hf":
+        yield (
+            f"session_cache_mib is {c.session_cache_mib}, but the backend {c.backend!r} has no such cache: "
+            "leave it out, or take backend 'hf'"
+        )
     if c.lr_schedule in ("linear", "cosine") and c.total_updates is None:
         yield f"lr_schedule {c.lr_schedule!r} needs total_updates, where it ends"
     if c.minibatch_size and c.num_learners > 1 and c.minibatch_size < c.num_learners:

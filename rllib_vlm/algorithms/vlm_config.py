@@ -26,6 +26,9 @@ from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.policy import PolicyLoss
 from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
+from rllib_vlm.prompts import only_grows
+
+_SESSION_CACHE_MIB = 256
 
 
 class VLMAlgorithmConfig(AgentConfig):
@@ -379,12 +382,20 @@ class VLMAlgorithmConfig(AgentConfig):
             "family": "qwen2_5_vl",
             "value_head": self.needs_critic,
             "backend": self.backend,
-            "backend_options": dict(self.backend_options),
+            "backend_options": self._backend_options(),
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),
             "max_new_tokens": int(self.max_new_tokens),
             "logprob_chunk": int(self.logprob_chunk),
         }
+
+    def _backend_options(self) -> dict[str, Any]:
+        if self.backend != "hf":
+            return dict(self.backend_options)
+        kept = self.session_cache_mib
+        if kept is None:
+            kept = _SESSION_CACHE_MIB if only_grows(self.history) else 0
+        return {"session_cache_mib": kept, **self.backend_options}
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +14,11 @@ from rllib_vlm.types import Completion, Prompt, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
+    """`session` names the conversation a prompt goes on with, if it does; it tells where to look, not what to find."""
+
     prompt: Prompt
     sampling: SamplingParams
+    session: Hashable | None = None
 
 
 class GenerationBackend(Protocol):
@@ -31,5 +34,11 @@ class GenerationBackend(Protocol):
 
     def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
         """New weights for every completion that is submitted from now on."""
+
+    def end_session(self, session: Hashable) -> None:
+        """The conversation is over: what was kept of it is freed."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What was counted since the backend was made, by the names under which runners report it."""
 
     def close(self) -> None: ...

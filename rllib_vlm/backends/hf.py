@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from rllib_vlm.backends.base import GenerationRequest
 from rllib_vlm.errors import ModelError, did_you_mean
 from rllib_vlm.models.base import VLMFamily
+from rllib_vlm.models.sessions import SessionCache
 from rllib_vlm.types import Completion, FinishReason, SamplingParams
 
 
@@ -23,16 +24,27 @@ class HFBackend:
         family: the model. It may be the very one that another part of the process trains.
         max_batch_size: prompts of one batch; bounds memory.
         seed: of the sampling stream, until `seed` is called; torch's own stream where None.
+        session_cache_mib: MiB of keys and values, on the model's device, kept of conversations between their turns,
+            so that a turn costs what is new and not all that has been said; 0 keeps none. Each token takes
+            2 x layers x key heads x head width numbers.
 
     `SamplingParams.seed`, where a request has one, seeds a stream of its own for the batch of
     requests that share it.
     """
 
-    def __init__(self, family: VLMFamily, *, max_batch_size: int = 64, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        family: VLMFamily,
+        *,
+        max_batch_size: int = 64,
+        seed: int | None = None,
+        session_cache_mib: float = 0,
+    ) -> None:
         if max_batch_size < 1:
             raise ModelError(f"max_batch_size is {max_batch_size}; give 1 or more")
         self.family = family
         self.max_batch_size = max_batch_size
+        self.cache = SessionCache(session_cache_mib)
         # The version stamped on completions. Whoever changes shared weights in place sets it.
         self.version = 0
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
@@ -90,20 +102,40 @@ class HFBackend:
             for name, value in state.items():
                 own[name].copy_(value)
         self.version = version
+        self.cache.clear()
+
+    def end_session(self, session: Hashable) -> None:
+        """Frees what is kept of a conversation, if anything is."""
+        self.cache.end(session)
+
+    def counts(self) -> Mapping[str, int]:
+        """Prompt tokens that were computed, and that were not because their keys and values were there."""
+        return {
+            "num_prefill_tokens": self.cache.computed,
+            "num_prefill_tokens_reused": self.cache.reused,
+        }
 
     def close(self) -> None:
-        """Cancels what waits; later calls of `submit` fail."""
+        """Cancels what waits and frees what is kept; later calls of `submit` fail."""
         self._closed = True
         for _, future in self._waiting:
             future.cancel()
         self._waiting = []
+        self.cache.clear()
 
     def _answer(self, batch: Sequence[tuple[GenerationRequest, Future[Completion]]]) -> None:
         sampling = batch[0][0].sampling
         generator = None if sampling.seed is not None else self._generator
         version = self.version
         try:
-            answers = self.family.generate([r.prompt for r, _ in batch], sampling, generator)
+            self.cache.of_weights(self.family.model)
+            answers = self.family.generate(
+                [r.prompt for r, _ in batch],
+                sampling,
+                generator,
+                cache=self.cache,
+                sessions=[r.session for r, _ in batch],
+            )
             completions = [self._completion(ids, logprobs, sampling, version) for ids, logprobs in answers]
         except Exception as error:  # noqa: BLE001 - the caller finds it in each future, whatever it is
             for _, future in batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -67,6 +67,13 @@ class ScriptedBackend:
     def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
         """Takes the version; a script has no weights."""
         self.version = version
+
+    def end_session(self, session: Hashable) -> None:
+        """A script remembers nothing."""
+
+    def counts(self) -> Mapping[str, int]:
+        """A script reads no prompt."""
+        return {}
 
     def close(self) -> None:
         """Cancels what waits; later calls of `submit` fail."""

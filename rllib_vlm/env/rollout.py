@@ -95,6 +95,7 @@ class RolloutCounts:
     generate_s: float = 0.0
     simulate_s: float = 0.0
     failures: list[str] = field(default_factory=list)
+    backend: dict[str, int] = field(default_factory=dict)  # what the generation backend counted
 
 
 @dataclass(slots=True)
@@ -151,13 +152,18 @@ class Rollout:
         Raises:
             SimulatorError: simulators fail so persistently that no group can be finished.
         """
+        before = dict(self._backend.counts())
         try:
             self._play_all(queue)
         finally:  # members of groups that were given up, or everything after an error
-            for slot in self._plays:
+            for future in self._generating.values():
+                future.cancel()
+            for slot in list(self._plays):
                 self._pool.cancel(slot)
-            self._plays.clear()
+                self._leave(slot)
             self._generating.clear()
+            after = self._backend.counts()
+            self.counts.backend = {name: count - before.get(name, 0) for name, count in after.items()}
         return queue.episodes()
 
     def _play_all(self, queue: EpisodeQueue) -> None:
@@ -175,12 +181,12 @@ class Rollout:
                 ):
                     ready.append(slot)
                     continue
-                self._plays.pop(slot, None)
+                self._leave(slot)
                 idle.append(slot)
             self._ask(ready)
             for slot in self._answered():
                 if queue.is_dropped(self._plays[slot].member):
-                    self._plays.pop(slot)
+                    self._leave(slot)
                     idle.append(slot)
                 else:
                     self._act([slot])
@@ -189,6 +195,9 @@ class Rollout:
                     f"{queue.num_replaced} groups could not be finished; the last failures: "
                     + "; ".join(self.counts.failures[-3:])
                 )
+
+    def _leave(self, slot: int) -> None:
+        self._backend.end_session(self._plays.pop(slot).episode.id_)
 
     def _patience(self) -> float:
         """Seconds to wait for simulators: none where prompts could be answered instead."""
@@ -316,7 +325,9 @@ class Rollout:
                 play.answer = play.label
                 expert_acts.append(slot)
                 continue
-            request = GenerationRequest(prompt=prompt, sampling=self._settings.sampling)
+            request = GenerationRequest(
+                prompt=prompt, sampling=self._settings.sampling, session=play.episode.id_
+            )
             self._generating[slot] = self._backend.submit(request)
         self._act(expert_acts)
 

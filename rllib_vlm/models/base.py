@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from rllib_vlm.models.sessions import Session, SessionCache
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
 
@@ -147,8 +148,15 @@ class VLMFamily(Protocol):
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         generator: torch.Generator | None = None,
+        *,
+        cache: SessionCache | None = None,
+        sessions: Sequence[Session | None] | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order."""
+        """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
+
+        What is computed of prompts that go on with a conversation may be kept in `cache` for its next turn; a family
+        that keeps nothing leaves it alone.
+        """
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes a directory that plain transformers (and `build`) opens."""

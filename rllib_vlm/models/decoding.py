@@ -14,6 +14,7 @@ from rllib_vlm.models.sampling import sample
 from rllib_vlm.types import SamplingParams
 
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
+_KEPT_PER_TOKEN = 4  # kept tokens weigh less: keys and values alone, not what it takes to compute them
 
 Sampled = tuple[NDArray[np.int64], NDArray[np.float32]]  # token ids [T], log-probs [T] nats
 
@@ -74,18 +75,28 @@ def sample_completions(
     ]
 
 
-def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Prompts, shortest first, cut where padding would cost more than a batch of its own."""
+def batches_by_length(lengths: Sequence[int], kept: Sequence[int] | None = None) -> list[list[int]]:
+    """Prompts, those with least to compute first, cut where padding would cost more than a batch of its own.
+
+    Args:
+        lengths: tokens of each prompt.
+        kept: those of them that need not be computed.
+    """
+    kept = kept or [0] * len(lengths)
+    new = [length - k for length, k in zip(lengths, kept, strict=True)]
     batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    past = 0  # the longest of the batch
+    for i in sorted(range(len(new)), key=lambda i: new[i]):
         batch = batches[-1] if batches else []
+        past = max(past, kept[i])
         # A batch's first is its shortest. Beyond half as long again, padding outweighs batching.
         if (
             not batch
-            or lengths[i] > 1.5 * lengths[batch[0]] + 16
-            or (len(batch) + 1) * lengths[i] > _PREFILL_TOKENS
+            or new[i] > 1.5 * new[batch[0]] + 16
+            or (len(batch) + 1) * (new[i] + past / _KEPT_PER_TOKEN) > _PREFILL_TOKENS
         ):
             batches.append([i])
+            past = kept[i]
         else:
             batch.append(i)
     return batches

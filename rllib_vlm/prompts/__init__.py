@@ -6,16 +6,17 @@ turn a configuration's values into objects.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 from rllib_vlm import registry
-from rllib_vlm.errors import ConfigErrors, did_you_mean
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError, did_you_mean
 from rllib_vlm.prompts.base import ActionParser, Exchange, HistoryPolicy
 
-__all__ = ["ActionParser", "Exchange", "HistoryPolicy", "build_history", "build_parser"]
+__all__ = ["ActionParser", "Exchange", "HistoryPolicy", "build_history", "build_parser", "only_grows"]
 
 
 def build_parser(name: str, **options: Any) -> ActionParser:
@@ -44,6 +45,13 @@ def build_history(spec: str | Mapping[str, Any]) -> HistoryPolicy:
         raise ConfigErrors("history", [f"{spec!r} has no 'name': write 'last_4' or {{name: last_k, k: 4}}"])
     options = {str(key): value for key, value in spec.items() if key != "name"}
     return cast(HistoryPolicy, _build("histories", str(spec["name"]), options))
+
+
+def only_grows(spec: str | Mapping[str, Any]) -> bool:
+    """Whether prompts of a history go on with what the one before said; False for histories there are not."""
+    with contextlib.suppress(RLlibVLMError):
+        return bool(getattr(build_history(spec), "only_grows", False))
+    return False
 
 
 def _build(table: str, name: str, options: Mapping[str, Any]) -> object:

@@ -59,6 +59,11 @@ class Full(_Window):
     layout: Layout = "chat"
     recall: Recall = "actions"
 
+    @property
+    def only_grows(self) -> bool:
+        """Whether a prompt begins with the one before (up to its images, where past ones are dropped)."""
+        return self.layout == "chat"
+
     def __call__(self, past: Sequence[Exchange]) -> Sequence[Exchange]:
         return self._without_images(past)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,18 @@ def test_completions_carry_the_version_of_their_weights(backend: GenerationBacke
     backend.load_weights(family.model.state_dict(), version=12)
     after = wait(backend, [backend.submit(ask(family, "go"))])
     assert (before[0].policy_version, after[0].policy_version) == (0, 12)
+
+
+def test_conversations_go_on_and_end(backend: GenerationBackend, family: Qwen25VL) -> None:
+    before = dict(backend.counts())
+    for text in ("go", "go on", "stop"):
+        asked = [replace(ask(family, text, images=1), session=name) for name in ("one", "other")]
+        assert all(len(c.token_ids) for c in wait(backend, [backend.submit(request) for request in asked]))
+    backend.end_session("one")
+    backend.end_session("nobody's")
+    assert wait(backend, [backend.submit(replace(ask(family, "go"), session="one"))])
+    after = backend.counts()
+    assert after.keys() == before.keys() and all(after[name] >= before[name] for name in after)
 
 
 def test_the_same_seed_gives_the_same_answers(backend: GenerationBackend, family: Qwen25VL) -> None:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from rllib_vlm import registry
 from rllib_vlm.models.base import TokenRows, VLMFamily
 from rllib_vlm.models.sampling import token_logprobs
+from rllib_vlm.models.sessions import SessionCache
 from rllib_vlm.types import Detection, Message, Prompt, SamplingParams
 
 
@@ -67,6 +68,29 @@ def test_importance_ratio_is_one_at_unchanged_weights(family: VLMFamily) -> None
         worst = max(worst, float((learned - torch.from_numpy(logprobs)).abs().max()))
     assert worst < 1e-3
     assert len({tuple(ids.tolist()) for ids, _ in answers}) > 1
+
+
+def test_importance_ratio_is_one_where_a_conversation_goes_on(family: VLMFamily) -> None:
+    """Turn by turn with what earlier turns left behind, conversations of different lengths together."""
+    cache = SessionCache(64)
+    rng = np.random.default_rng(0)
+    chats = [[Message(role="system", text="a robot " * (1 + i))] for i in range(4)]
+    sampling = SamplingParams(temperature=0.7, max_new_tokens=8, seed=0)
+    for turn in range(3):
+        for i, chat in enumerate(chats):
+            count = (i + turn) % 3
+            images = tuple(rng.integers(0, 256, (56, 28 * (1 + n), 3), dtype=np.uint8) for n in range(count))
+            text = "<image>" * count + "go to the mug " * (1 + i)
+            chat.append(Message(role="user", text=text, images=images))
+        prompts = [family.encode(chat) for chat in chats]
+        answers = family.generate(prompts, sampling, cache=cache, sessions=[f"chat {i}" for i in range(4)])
+        with torch.no_grad():
+            logits = family.logits(family.hidden(rows(family, prompts, [ids for ids, _ in answers])))
+        for r, (ids, logprobs) in enumerate(answers):
+            at = len(prompts[r].token_ids) - 1
+            learned = token_logprobs(logits[r, at : at + len(ids)], torch.from_numpy(ids), sampling)
+            torch.testing.assert_close(learned, torch.from_numpy(logprobs), atol=1e-3, rtol=0)
+            chats[r].append(Message(role="assistant", text=family.decode(ids), token_ids=ids))
 
 
 def test_packed_segments_never_see_each_other(family: VLMFamily) -> None:

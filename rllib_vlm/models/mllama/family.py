@@ -24,6 +24,7 @@ from rllib_vlm.models.mllama.decoder import Views, run_layers
 from rllib_vlm.models.mllama.segments import Segments
 from rllib_vlm.models.mllama.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.mllama.vision import image_states
+from rllib_vlm.models.sessions import Session, SessionCache
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.text import TextSide
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
@@ -174,11 +175,18 @@ class Mllama(TextSide):
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         generator: torch.Generator | None = None,
+        *,
+        cache: SessionCache | None = None,
+        sessions: Sequence[Session | None] | None = None,
     ) -> list[Sampled]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
         Prompts of similar length are computed together. Without a generator, `sampling.seed` makes
         one, and without a seed torch's own is used.
+
+        Args:
+            cache: counts prompt tokens; nothing is kept between turns.
+            sessions: not used.
 
         Raises:
             ModelError: the image tokens of a prompt are not those of its images.
@@ -193,6 +201,8 @@ class Mllama(TextSide):
                 hidden, decoder, self.logits, sampling, self.stop_token_ids, stops, generator
             )
             results.update(zip(batch, completions, strict=True))
+        if cache is not None:
+            cache.computed += sum(len(p.token_ids) for p in prompts)
         return [results[i] for i in range(len(prompts))]
 
     def save_pretrained(self, directory: Path) -> None:

@@ -27,10 +27,12 @@ from rllib_vlm.models.qwen2_5_vl.decoder import (
     run_layers,
     segment_mask,
 )
-from rllib_vlm.models.qwen2_5_vl.generate import Prefill, sample_batch, shared_prefix
+from rllib_vlm.models.qwen2_5_vl.generate import sample_batch
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
+from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, prefill
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
+from rllib_vlm.models.sessions import Content, Session, SessionCache, Turns
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.text import TextSide
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
@@ -259,25 +261,41 @@ class Qwen25VL(TextSide):
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         generator: torch.Generator | None = None,
+        *,
+        cache: SessionCache | None = None,
+        sessions: Sequence[Session | None] | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
-        Prompts of similar length are computed together. Without a generator, `sampling.seed` makes
+        Prompts with about as much to compute are computed together. Without a generator, `sampling.seed` makes
         one, and without a seed torch's own is used.
+
+        Args:
+            cache: where keys and values of earlier turns are found, and those of this one kept.
+            sessions: the conversation of each prompt; None for one that is nobody's.
         """
         if generator is None and sampling.seed is not None:
             generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        turns = Turns(
+            SessionCache() if cache is None else cache,
+            prompts,
+            sessions or [None] * len(prompts),
+            lambda prompt: Content.of(prompt, self.image_token_id, self.images.tokens),
+        )
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
-        for chunk in batches_by_length([len(p.token_ids) for p in prompts]):
+        for chunk in batches_by_length([len(p.token_ids) for p in prompts], turns.kept):
+            tokens = self._prefill([prompts[i] for i in chunk], [turns.pasts[i] for i in chunk])
+            turns.count(chunk, tokens.computed)
             completions = sample_batch(
                 self.model.model.language_model,
-                self._prefill([prompts[i] for i in chunk]),
+                tokens,
                 self.logits,
                 sampling,
                 self.stop_token_ids,
                 stops,
                 generator,
+                turns.keeper(chunk),
             )
             results.update(zip(chunk, completions, strict=True))
         return [results[i] for i in range(len(prompts))]
@@ -304,37 +322,15 @@ class Qwen25VL(TextSide):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         return generation_config(tokenizer, AutoConfig.from_pretrained(directory, local_files_only=True))
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> Prefill:
-        """Left-aligned rows of prompts, with image features in place."""
-        device = self.device
-        arrays = [p.token_ids for p in prompts]
-        lengths = np.array([len(ids) for ids in arrays])
-        token_ids = np.full((len(arrays), lengths.max()), self.pad_token_id, dtype=np.int64)
-        for row, ids in enumerate(arrays):
-            token_ids[row, : len(ids)] = ids
-        segments = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        images = [image for p in prompts for image in p.images]
-        owners = torch.tensor([r for r, p in enumerate(prompts) for _ in p.images], dtype=torch.int64)
-        sizes: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            sizes.setdefault(image.shape, []).append(i)
-        groups = [
-            (torch.tensor(order), torch.from_numpy(np.stack([images[i] for i in order])).to(device))
-            for order in sizes.values()
-        ]
-        grids = torch.tensor([i.shape[:2] for i in images], dtype=torch.int64).reshape(-1, 2)
-        x, positions = self._embed(
-            torch.from_numpy(token_ids).to(device),
-            torch.from_numpy(segments).to(device),
-            groups,
-            grids.to(device) // self.images.unit,
-            owners.to(device),
-        )
-        return Prefill(
-            lengths=torch.from_numpy(lengths).to(device),
-            embeddings=x,
-            positions=positions,
-            shared=shared_prefix(arrays, self.image_token_id),
+    def _prefill(self, prompts: Sequence[Prompt], pasts: Sequence[Tensor | None]) -> Prefill:
+        return prefill(
+            prompts,
+            pasts,
+            pad=self.pad_token_id,
+            image_token=self.image_token_id,
+            unit=self.images.unit,
+            device=self.device,
+            embed=self._features,
         )
 
     def _group_rows(self, rows: TokenRows) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
@@ -365,15 +361,19 @@ class Qwen25VL(TextSide):
         """Embeddings [B, L, D] with image features in place, and positions [3, B, L]."""
         is_image = (token_ids == self.image_token_id) & (segment_ids > 0)
         positions = rope_positions(is_image, segment_ids, grids, owners)
+        return self._features(token_ids, is_image, groups), positions
+
+    def _features(self, token_ids: Tensor, is_image: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Embeddings [B, L, D] with image features in place."""
         x = self.model.model.language_model.embed_tokens(token_ids)
-        if groups:
-            features = image_features(
-                self.model.model.visual,
-                groups,
-                self.images,
-                plain=self.config.plain_forward,
-                checkpoint=self.config.gradient_checkpointing,
-            )
-            where = is_image.flatten().nonzero()[:, 0]
-            x = x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)
-        return x, positions
+        if not groups:
+            return x
+        features = image_features(
+            self.model.model.visual,
+            groups,
+            self.images,
+            plain=self.config.plain_forward,
+            checkpoint=self.config.gradient_checkpointing,
+        )
+        where = is_image.flatten().nonzero()[:, 0]
+        return x.flatten(0, 1).index_copy(0, where, features.to(x.dtype)).view_as(x)

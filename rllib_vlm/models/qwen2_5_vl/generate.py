@@ -4,12 +4,19 @@ Three things make it quick for many short answers to long prompts: the beginning
 share (system message, format, list of actions) is computed once; prompts stand left-aligned, so
 prefill needs no padding mask; and a decoding step is a handful of tensor operations (`fused`) on a cache
 allocated once, from which finished rows are dropped.
+
+A conversation's past may come with it. Pasts end where the tokens to compute begin, in the same slot for
+every row, whatever their lengths; p is past, n new, g generated, and dots are masked::
+
+    row 0   p p p p p n n . g g g
+    row 1   . . p p p n n n g g g
+    row 2   . . . . . n n n g g g
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,30 +29,9 @@ from rllib_vlm.models.decoding import sample_completions
 from rllib_vlm.models.qwen2_5_vl.cache import Cache
 from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
+from rllib_vlm.models.qwen2_5_vl.prefill import Prefill
+from rllib_vlm.models.sessions import Keep
 from rllib_vlm.types import SamplingParams
-
-_MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a pass of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefill:
-    """A batch of prompts, left-aligned and padded on the right."""
-
-    lengths: Tensor  # int64 [B]
-    embeddings: Tensor  # [B, P, D], image features in place
-    positions: Tensor  # int64 [3, B, P]
-    shared: int  # tokens that all prompts begin with, text only
-
-
-def shared_prefix(token_ids: Sequence[NDArray[np.int64]], image_token: int) -> int:
-    """Tokens that all prompts begin with, up to the first image and short of the last token."""
-    if len(token_ids) < 2:
-        return 0
-    size = min(len(ids) for ids in token_ids) - 1
-    stack = np.stack([ids[:size] for ids in token_ids])
-    differs = (stack != stack[0]).any(0) | (stack[0] == image_token)
-    shared = int(differs.argmax()) if differs.any() else size
-    return shared if shared >= _MIN_SHARED else 0
 
 
 @torch.no_grad()
@@ -57,6 +43,7 @@ def sample_batch(
     stop_ids: Sequence[int],
     stops: Callable[[list[int]], bool] | None,
     generator: torch.Generator | None,
+    keep: Keep | None = None,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """One completion per prompt: (token ids, log-probs).
 
@@ -65,41 +52,58 @@ def sample_batch(
         logits: hidden states [B, D] to logits [B, V].
         stop_ids: ids that end a completion and stay its last token.
         stops: whether the ids sampled so far hold a stop string, if there are any.
+        keep: told at the end of what was computed, row by row.
     """
-    batch, width = prefill.embeddings.shape[:2]
-    steps = sampling.max_new_tokens
-    cache = Cache.empty(language, batch, width + steps, prefill.embeddings)
-    layers = FusedLayers.of(language) or _Modules(language)
-    hidden = _run_prompts(language, layers, prefill, cache)
-    next_position = _last(prefill.positions.amax(0), prefill.lengths) + 1  # [B]
-    text_positions = next_position[:, None] + torch.arange(steps, device=next_position.device)
-    cos, sin = layers.turns(*angles(language, text_positions.expand(3, -1, -1), prefill.embeddings))
-    slots = torch.arange(width + steps, device=next_position.device)
-    padding = (slots >= prefill.lengths[:, None]) & (slots < width)
-    mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)
-    mask = mask.masked_fill_(padding, -torch.inf)[:, None, None]
-
-    decoder = _Decoder(layers, cache, cos, sin, mask)
-    return sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, generator)
+    hidden, decoder = _read(language, prefill, sampling.max_new_tokens)
+    decoder.remembers = keep is not None
+    completions = sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, generator)
+    if keep is not None:
+        for row, (sampled, _) in enumerate(completions):
+            keep(row, sampled, decoder.memory(row, len(sampled)))
+    return completions
 
 
 @dataclass(slots=True)
 class _Decoder:
-    """The rows that are still being written; `cos` and `sin` [steps, B, ...], `mask` [B, 1, 1, slots]."""
+    """The rows that are still being written."""
 
     layers: FusedLayers | _Modules
     cache: Cache
-    cos: Tensor
+    cos: Tensor  # [steps, B, ...]
     sin: Tensor
-    mask: Tensor
+    mask: Tensor  # [B, 1, 1, slots]
+    prompts: list[slice]  # slots of each row that was ever there
+    width: int  # slots of all prompts; what is sampled stands behind
+    alive: list[int]  # those rows that are still there
+    remembers: bool = False  # keys and values of rows that are not
+    _left: dict[int, Tensor] = field(default_factory=dict)
 
     def advance(self, ids: Tensor, step: int) -> Tensor:
+        """[B, D] hidden states after the tokens `ids` [B], the `step`-th sampled of each row, from 0."""
         mask = self.mask[..., : self.cache.used + 1]
         return self.layers.advance(ids, self.cos[step], self.sin[step], self.cache, mask)
 
     def keep(self, rows: Tensor) -> None:
+        """Drops all but these rows of the batch."""
+        staying = set(rows.tolist())
+        if self.remembers:
+            for at, row in enumerate(self.alive):
+                if at not in staying:
+                    self._left[row] = self._pairs(at, self.cache.used)
+        self.alive = [row for at, row in enumerate(self.alive) if at in staying]
         self.cache.select(rows)
         self.cos, self.sin, self.mask = self.cos[:, rows], self.sin[:, rows], self.mask[rows]
+
+    def memory(self, row: int, sampled: int) -> Tensor:
+        """[layers, 2 G, S, d] of a row's prompt and of as many of its `sampled` tokens as were read again."""
+        if row in self._left:
+            prompt = self.prompts[row]
+            return self._left[row][:, :, : prompt.stop - prompt.start + sampled].contiguous()
+        return self._pairs(self.alive.index(row), min(self.cache.used, self.width + sampled))
+
+    def _pairs(self, at: int, end: int) -> Tensor:
+        pairs = self.cache.pairs[:, at]
+        return torch.cat([pairs[:, :, self.prompts[self.alive[at]]], pairs[:, :, self.width : end]], 2)
 
 
 class _Modules:
@@ -127,24 +131,58 @@ class _Modules:
         return hidden[:, 0]
 
 
-def _run_prompts(language: Any, layers: FusedLayers | _Modules, prefill: Prefill, cache: Cache) -> Tensor:
-    """[B, D] hidden states of the prompts' last tokens; fills the cache."""
+def _read(language: Any, prefill: Prefill, steps: int) -> tuple[Tensor, _Decoder]:
+    """[B, D] hidden states of the prompts' last tokens, and what writes up to `steps` tokens behind them."""
+    x, lengths = prefill.embeddings, prefill.lengths
+    kept = [0 if past is None else past.shape[2] for past in prefill.pasts]
+    past, (batch, new) = max(kept), x.shape[:2]
+    width = past + new
+    cache = Cache.empty(language, batch, width + steps, x)
+    for row, pairs in enumerate(prefill.pasts):
+        if pairs is not None:
+            cache.pairs[:, row, :, past - kept[row] : past] = pairs
+    cache.used = past
+    slots = torch.arange(width + steps, device=x.device)
+    begins = past - torch.tensor(kept, device=x.device)[:, None]  # [B, 1]
+    layers = FusedLayers.of(language) or _Modules(language)
+    hidden = _run_prompts(language, layers, prefill, cache, slots[:width] < begins)
+
+    next_position = _last(prefill.positions.amax(0), lengths) + 1  # [B]
+    text_positions = next_position[:, None] + torch.arange(steps, device=x.device)
+    cos, sin = layers.turns(*angles(language, text_positions.expand(3, -1, -1), x))
+    padding = (slots < begins) | (slots >= past + lengths[:, None]) & (slots < width)
+    mask = _additive(padding, hidden)[:, None, None]
+    prompts = [slice(past - k, past + n) for k, n in zip(kept, lengths.tolist(), strict=True)]
+    return hidden, _Decoder(layers, cache, cos, sin, mask, prompts, width, list(range(batch)))
+
+
+def _run_prompts(
+    language: Any, layers: FusedLayers | _Modules, prefill: Prefill, cache: Cache, before: Tensor
+) -> Tensor:
+    """[B, D] hidden states of the prompts' last tokens; fills the cache.
+
+    Args:
+        before: bool [B, slots of all prompts], those before a row's own first.
+    """
     x = prefill.embeddings
     cos, sin = angles(language, prefill.positions, x)
-    shared, width = prefill.shared, x.shape[1]
+    shared, past, width = prefill.shared, cache.used, before.shape[1]
 
     def first(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.append(i, k, v)  # one row for the shared prefix, broadcast to all
         return attend(q, k, v, None)
 
-    if not shared:
+    if not (shared or past):
         hidden = layers.run(x, cos, sin, first)
     else:
-        layers.run(x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
-        cache.used = shared
-        columns = torch.arange(width, device=x.device)
-        hidden_from = columns[None, :] > columns[shared:, None]
-        mask = x.new_zeros(hidden_from.shape).masked_fill_(hidden_from, -torch.inf)[None, None]
+        if shared:
+            layers.run(x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
+            cache.used = shared
+        slots = torch.arange(width, device=x.device)
+        hidden_from = (slots > slots[cache.used :, None])[None]
+        if before.any():
+            hidden_from = hidden_from | before[:, None]
+        mask = _additive(hidden_from, x)[:, None]
 
         def rest(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, *cache.append(i, k, v), mask)
@@ -152,6 +190,10 @@ def _run_prompts(language: Any, layers: FusedLayers | _Modules, prefill: Prefill
         hidden = layers.run(x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
     cache.used = width
     return _last(hidden, prefill.lengths - shared)
+
+
+def _additive(hidden: Tensor, like: Tensor) -> Tensor:
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
 
 def _last(values: Tensor, lengths: Tensor) -> Tensor:

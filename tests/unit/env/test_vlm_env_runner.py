@@ -88,6 +88,20 @@ def test_no_completion_is_wasted():
     assert metrics["policy_lag"] == 0
 
 
+@pytest.mark.parametrize("history", ["full", "current"])
+def test_a_growing_history_costs_what_is_new_and_leaves_nothing_behind(history: str):
+    runner = make_runner(
+        tiny_config("ppo", observation="vision").prompting(history=history, template="default")
+    )
+    episodes = runner.sample(num_episodes=6)
+    metrics = metrics_of(runner)
+    prompts = [p for e in episodes for p in e.get_extra_model_outputs(VLMColumns.PROMPT)]
+    computed, reused = metrics["num_prefill_tokens"], metrics["num_prefill_tokens_reused"]
+    assert computed + reused == sum(len(p.token_ids) for p in prompts)
+    cache = runner.module.backend.cache
+    assert cache.enabled == (history == "full") and len(cache) == 0
+
+
 def test_invalid_answers_idle_cost_and_say_why():
     config = tiny_config("ppo", max_steps=10).prompting(invalid_penalty=0.25, format_reward=0.5)
     config.simulation(max_turns=3)
