@@ -42,13 +42,14 @@ from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
-from rllib_vlm.errors import SimulatorError
+from rllib_vlm.errors import RLlibVLMError, SimulatorError
 
 
 class VLMAlgorithm(CheckpointedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
+    ending: RLlibVLMError | None = None  # set by callbacks: what the next iteration raises
 
     @classmethod
     @override(Algorithm)
@@ -79,6 +80,8 @@ class VLMAlgorithm(CheckpointedAlgorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
+        if self.ending is not None:
+            raise self.ending
         before = self._evaluate_if_due()  # of a run that begins, or one whose evaluation was interrupted
         results: dict[str, Any] = super().step()
         if before is not None:
