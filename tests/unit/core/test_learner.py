@@ -180,6 +180,20 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 
 
+def test_a_loss_that_is_not_finite_skips_the_step_whatever_its_gradient():
+    """Huber's gradient is bounded where its loss is infinite."""
+    config, learner, module, episodes = prepare("text", value_loss_coeff=0.5, value_huber=1.0)
+    episodes[0].rewards.data[-1] = float("inf")
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    plan = plan_of(config, losses=config.loss_settings(critic_only=True), lr=1e-2)
+    result = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+    assert float(result["num_skipped_steps"].peek()) == 1
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter.detach(), before[name]), name
+
+
 def test_minibatches_take_as_many_steps_as_the_plan_says():
     config, learner, _, episodes = prepare("text", episodes=6)
     rows = sum(len(e) for e in episodes)
