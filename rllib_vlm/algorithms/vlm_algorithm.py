@@ -33,7 +33,14 @@ from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
-from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
+from rllib_vlm.connectors.reference_gaps import reference_gaps
+from rllib_vlm.connectors.trajectories import (
+    attach_credit,
+    attach_token_rewards,
+    by_group,
+    index_of,
+    to_trajectory,
+)
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
@@ -43,6 +50,8 @@ from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import TaskSampler, heldout_tasks
 from rllib_vlm.errors import RLlibVLMError, SimulatorError
+
+_KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
 
 
 class VLMAlgorithm(CheckpointedAlgorithm):
@@ -146,8 +155,6 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes, played = self._sample()
         self._log_group_spread(played)
-        with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
-            self._give_credit(episodes)
         kl_coeff = config.kl_coeff if state.kl_coeff is None else state.kl_coeff
         critic_only = state.updates < config.critic_warmup_updates
         rates = [
@@ -177,11 +184,13 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             kl_reward=kl_coeff if config.kl_in == "reward" and not critic_only else 0.0,
             reference=config.kl_reference,
         )
+        with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
+            self._charge(episodes, plan)
+            self._give_credit(episodes)
         self._learn(episodes, plan)
         if plan.needs_reference:
             self.metrics.log_value("kl_coeff", kl_coeff, window=1)
-            learned = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
-            state.adapt_kl(float(self.metrics.peek(learned)), config)
+            state.adapt_kl(float(self.metrics.peek(_KL)), config)
         state.updates += 1
         successes = [bool(e.custom_data[SUCCESS]) for e in played]
         state.learn_from(sum(successes) / max(1, len(successes)), config)
@@ -282,6 +291,21 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _log_runner_metrics(self, metrics: Any) -> None:
         self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
+    def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
+        """Rewards each token with -`plan.kl_reward` x k1, before the driver gives credit; learners do it for theirs."""
+        if self._driver_credit is None or not plan.kl_reward:
+            return
+        shards = self._shards(episodes)
+        found = self.learner_group.foreach_learner(func=partial(reference_gaps, plan=plan, shards=shards))
+        if lost := [result.get() for result in found if not result.ok]:
+            raise lost[0]
+        gaps = {index: per_turn for result in found for index, per_turn in result.get().items()}
+        for episode in episodes:
+            charged = [-plan.kl_reward * gap for gap in gaps[index_of(episode)]]
+            attach_token_rewards(episode, charged)
+        tokens = [gap for per_turn in gaps.values() for gap in per_turn]
+        self.metrics.log_value(_KL, float(np.concatenate(tokens).mean()), window=1)
+
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """Estimators that compare episodes need whole groups or updates, which only the driver has."""
         if self._driver_credit is None:
@@ -307,22 +331,24 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     # Learning and weights.
 
     def _learn(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
-        for index, episode in enumerate(episodes):
-            episode.custom_data[INDEX] = index
+        shards = self._shards(episodes)
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
             else:
-                refs = self._shards(episodes)
-                results = self.learner_group.update(episodes_refs=refs, plan=plan, timesteps=timesteps)
+                results = self.learner_group.update(episodes_refs=shards, plan=plan, timesteps=timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, "sync"), reduce="sum"):
             self._sync_weights(self.env_runner_group)
 
-    def _shards(self, episodes: Sequence[SingleAgentEpisode]) -> list[ray.ObjectRef]:
-        """Whole groups per learner: RLlib's own sharding would cut episodes and scatter siblings."""
+    def _shards(self, episodes: list[SingleAgentEpisode]) -> list[Any]:
+        """Whole groups per learner, numbered: RLlib's own sharding would cut episodes and scatter siblings."""
+        for index, episode in enumerate(episodes):
+            episode.custom_data[INDEX] = index
+        if self.learner_group.is_local:
+            return [episodes]
         shards = shard_groups(
             [e.custom_data[GROUP] for e in episodes],
             [trajectory_tokens(to_trajectory(e)) for e in episodes],

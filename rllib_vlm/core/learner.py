@@ -93,11 +93,8 @@ class VLMTorchLearner(TorchLearner):
     @override(Learner)
     def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:
         """Like RLlib's, told by `plan` what to optimise and how."""
-        torch.set_num_threads(self._threads())
-        self._plan = plan
+        self.begin(plan)
         self._step_metrics = UpdateMetrics()
-        if plan.needs_reference and plan.reference == "copy" and self._reference is None:
-            self._reference = _frozen_copy(self._vlm_module)
         self._set_learning_rates(plan)
         self._stopped = False
         before = self._snapshot() if plan.guard.watches and plan.guard.action == "abandon" else None
@@ -111,12 +108,19 @@ class VLMTorchLearner(TorchLearner):
             self._go_back(before)
         return result
 
+    def begin(self, plan: UpdatePlan) -> None:
+        """Takes the plan of an update, and the reference before the first step that moves the policy away from it."""
+        torch.set_num_threads(self._threads())
+        self._plan = plan
+        if plan.needs_reference and plan.reference == "copy" and self._reference is None:
+            self._reference = _frozen_copy(self._vlm_module)
+
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
         shared_data: dict[str, Any] = {
             "plan": self._plan,
             "all_gather": self._all_gather,
-            "reference": self._reference_logprobs,
+            "reference": self.reference_logprobs,
         }
         episodes = [episode for episode in training_data.episodes if len(episode)]
         start = time.perf_counter()
@@ -181,11 +185,11 @@ class VLMTorchLearner(TorchLearner):
             with_logprobs=active.keys() != {"grounding"},
         )
         if "kl" in active:
-            tensors["reference_logprobs"] = self._reference_logprobs(tensors)
+            tensors["reference_logprobs"] = self.reference_logprobs(tensors)
         return out
 
     @torch.no_grad()
-    def _reference_logprobs(self, tensors: dict[str, Tensor]) -> Tensor:
+    def reference_logprobs(self, tensors: dict[str, Tensor]) -> Tensor:
         """[B, L] of the policy that the KL is measured to."""
         assert self._plan is not None
         own = self._vlm_module

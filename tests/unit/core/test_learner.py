@@ -12,6 +12,7 @@ from tiny import MODEL, tiny_config
 
 from rllib_vlm.batching.packing import pad, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
+from rllib_vlm.connectors.reference_gaps import reference_gaps
 from rllib_vlm.connectors.score_rows import ScoreRows, _state_row
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import INDEX, VLMColumns
@@ -318,6 +319,25 @@ def test_a_kl_in_the_reward_is_what_credit_is_given_of():
     costs = np.concatenate(costs)
     assert np.abs(costs).max() > 1e-2
     assert float(result["default_policy"]["kl_to_reference"].peek()) == pytest.approx(costs.mean(), abs=1e-5)
+
+
+def test_the_driver_is_told_how_far_each_token_is_from_the_reference():
+    config, learner, module, episodes = prepare("text", kl_coeff=0.5, kl_in="reward")
+    plan = plan_of(config, kl_reward=0.5)
+    at_first = reference_gaps(learner, plan=plan, shards=[episodes])
+    assert max(np.abs(gap).max() for own in at_first.values() for gap in own) < 1e-3
+    with torch.no_grad():  # the policy stays as it was when it sampled, and the reference is another
+        learner._reference.model.model.language_model.embed_tokens.weight.mul_(1.2)  # noqa: SLF001
+    found = reference_gaps(learner, plan=plan, shards=[episodes])
+    assert sorted(found) == list(range(len(episodes)))
+    for index, episode in enumerate(episodes):
+        trajectory = to_trajectory(episode)
+        assert len(found[index]) == len(trajectory.turns)
+        for k, row in turns_alone(trajectory):
+            reference, _, _ = score_alone(learner._reference, row)  # noqa: SLF001
+            expected = row.old_logprobs[row.sampled] - reference.detach().numpy()
+            np.testing.assert_allclose(found[index][k], expected, atol=1e-5)
+            assert np.abs(expected).max() > 1e-4
 
 
 def test_the_reference_may_be_the_model_without_its_adapters():
