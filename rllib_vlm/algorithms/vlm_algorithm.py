@@ -30,17 +30,11 @@ from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
+from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
-from rllib_vlm.connectors.reference_gaps import reference_gaps
-from rllib_vlm.connectors.trajectories import (
-    attach_credit,
-    attach_token_rewards,
-    by_group,
-    index_of,
-    to_trajectory,
-)
+from rllib_vlm.connectors.trajectories import by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
@@ -292,32 +286,16 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
     def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
-        """Rewards each token with -`plan.kl_reward` x k1, before the driver gives credit; learners do it for theirs."""
-        if self._driver_credit is None or not plan.kl_reward:
-            return
-        shards = self._shards(episodes)
-        found = self.learner_group.foreach_learner(func=partial(reference_gaps, plan=plan, shards=shards))
-        if lost := [result.get() for result in found if not result.ok]:
-            raise lost[0]
-        gaps = {index: per_turn for result in found for index, per_turn in result.get().items()}
-        for episode in episodes:
-            charged = [-plan.kl_reward * gap for gap in gaps[index_of(episode)]]
-            attach_token_rewards(episode, charged)
-        tokens = [gap for per_turn in gaps.values() for gap in per_turn]
-        self.metrics.log_value(_KL, float(np.concatenate(tokens).mean()), window=1)
+        """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
+        if self._driver_credit is not None and plan.kl_reward:
+            kl = charge_kl(episodes, self._shards(episodes), self.learner_group, plan)
+            self.metrics.log_value(_KL, kl, window=1)
 
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """Estimators that compare episodes need whole groups or updates, which only the driver has."""
-        if self._driver_credit is None:
-            return
-        groups = by_group(episodes).values() if self._driver_credit.stage == "group" else [list(episodes)]
-        for members in groups:
-            credit = self._driver_credit([to_trajectory(e) for e in members])
-            for episode, own in zip(members, credit, strict=True):
-                attach_credit(episode, own)
-        figures = getattr(self._driver_credit, "figures", None)
-        for name, value in (figures.pop() if figures is not None else {}).items():
-            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
+        if self._driver_credit is not None:
+            for name, value in give_credit(self._driver_credit, episodes).items():
+                self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
 
     def _log_group_spread(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """How much the returns of siblings differ, the mean of all groups that have any."""
@@ -331,10 +309,10 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     # Learning and weights.
 
     def _learn(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
-        shards = self._shards(episodes)
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
+            shards = self._shards(episodes)
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
             else:
