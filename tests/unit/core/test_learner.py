@@ -273,6 +273,13 @@ def test_nothing_that_is_not_a_number_passes_the_guard():
     ]
 
 
+def test_one_learner_s_loss_that_is_not_finite_is_known_to_all():
+    shares = [StepFigures(loss=1.5), StepFigures(loss=0.5)]
+    assert StepFigures().join(shares).loss == 2.0
+    for bad in (float("nan"), float("inf")):
+        assert not np.isfinite(StepFigures().join([*shares, StepFigures(loss=bad)]).loss)
+
+
 def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
     config, learner, module, episodes = prepare("text", kl_coeff=0.1)
     first = learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2), timesteps={})
