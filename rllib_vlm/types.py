@@ -201,13 +201,23 @@ class Trajectory:
     truncated: bool
     success: bool
     values: tuple[NDArray[np.float32], ...] = ()  # per turn [T], filled by the learner's critic
-    # Per turn [T], beside the turns' own rewards; filled by the learner where its KL stands in the reward.
+    # Per turn [T], beside the turns' own rewards; filled where a KL stands in the reward.
     token_rewards: tuple[NDArray[np.float32], ...] = ()
     bootstrap_value: float = 0.0  # value after the last turn; 0 where the episode terminated
 
     @property
+    def turn_rewards(self) -> list[float]:
+        """[N], each turn's own reward and those of its tokens."""
+        if not self.token_rewards:
+            return [float(turn.reward) for turn in self.turns]
+        return [
+            float(turn.reward) + float(np.sum(own, dtype=np.float64))
+            for turn, own in zip(self.turns, self.token_rewards, strict=True)
+        ]
+
+    @property
     def total_reward(self) -> float:
-        return float(sum(t.reward for t in self.turns))
+        return float(sum(self.turn_rewards))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

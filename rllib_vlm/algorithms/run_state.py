@@ -64,7 +64,7 @@ class RunState:
     def back_to(self, earlier: RunState, *, lr_factor: float, clip_factor: float) -> RunState:
         """The state of a run that goes back to `earlier` from here, to go on more carefully.
 
-        What it has used up stays used: its time, its tasks, its evaluations.
+        What it has used up stays used: its time, its tasks, its evaluations. Only its end is still to come.
         """
         return replace(
             earlier,
@@ -72,7 +72,7 @@ class RunState:
             rl_s=self.rl_s,
             task_cursor=max(self.task_cursor, earlier.task_cursor),
             demonstration_cursor=max(self.demonstration_cursor, earlier.demonstration_cursor),
-            evaluations=self.evaluations,
+            evaluations={at: record for at, record in self.evaluations.items() if at != "final"},
             rollbacks=self.rollbacks + 1,
             lr_scale=self.lr_scale * lr_factor,
             clip_scale=self.clip_scale * clip_factor,

@@ -285,16 +285,6 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if c.kl_target is not None and not c.kl_coeff:
         yield "kl_target moves kl_coeff, which is 0: give it something to begin with, e.g. 0.01"
-    if (
-        c.kl_in == "reward"
-        and c.kl_coeff
-        and c.credit in registry.names("credit")
-        and c.credit_stage != "learner"
-    ):
-        yield (
-            f"kl_in 'reward' needs an estimator that runs in the learner, where the reference is (gae, turn_gae, "
-            f"bilevel_gae); {c.credit!r} does not: take kl_in 'loss' or one of those"
-        )
     if c.kl_reference == "adapters_off" and c.kl_coeff and not c.model_config.get("lora"):
         yield "kl_reference 'adapters_off' needs rl_module.model_config.lora: without adapters it is the policy itself"
     if c.sampling_rounds and c.group_size < 2:

@@ -31,10 +31,11 @@ from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
+from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
-from rllib_vlm.connectors.trajectories import attach_credit, by_group, to_trajectory
+from rllib_vlm.connectors.trajectories import by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.rl_module import FROZEN, TRAINED
@@ -46,13 +47,16 @@ from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
 from rllib_vlm.env.vlm_env_runner import FrozenWeights
-from rllib_vlm.errors import SimulatorError
+from rllib_vlm.errors import RLlibVLMError, SimulatorError
+
+_KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
 
 
 class VLMAlgorithm(CheckpointedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
+    ending: RLlibVLMError | None = None  # set by callbacks: what the next iteration raises
 
     @classmethod
     @override(Algorithm)
@@ -83,6 +87,8 @@ class VLMAlgorithm(CheckpointedAlgorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
+        if self.ending is not None:
+            raise self.ending
         before = self._evaluate_if_due()  # of a run that begins, or one whose evaluation was interrupted
         results: dict[str, Any] = super().step()
         if before is not None:
@@ -147,8 +153,6 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes, played = self._sample()
         self._log_group_spread(played)
-        with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
-            self._give_credit(episodes)
         kl_coeff = config.kl_coeff if state.kl_coeff is None else state.kl_coeff
         critic_only = state.updates < config.critic_warmup_updates
         rates = [
@@ -178,11 +182,13 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             kl_reward=kl_coeff if config.kl_in == "reward" and not critic_only else 0.0,
             reference=config.kl_reference,
         )
+        with self.metrics.log_time((TIMERS, "credit"), reduce="sum"):
+            self._charge(episodes, plan)
+            self._give_credit(episodes)
         self._learn(episodes, plan)
         if plan.needs_reference:
             self.metrics.log_value("kl_coeff", kl_coeff, window=1)
-            learned = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
-            state.adapt_kl(float(self.metrics.peek(learned)), config)
+            state.adapt_kl(float(self.metrics.peek(_KL)), config)
         state.updates += 1
         successes = [bool(e.custom_data[SUCCESS]) for e in played]
         state.learn_from(sum(successes) / max(1, len(successes)), config)
@@ -283,18 +289,17 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _log_runner_metrics(self, metrics: Any) -> None:
         self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
+    def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
+        """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
+        if self._driver_credit is not None and plan.kl_reward:
+            kl = charge_kl(episodes, self._shards(episodes), self.learner_group, plan)
+            self.metrics.log_value(_KL, kl, window=1)
+
     def _give_credit(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """Estimators that compare episodes need whole groups or updates, which only the driver has."""
-        if self._driver_credit is None:
-            return
-        groups = by_group(episodes).values() if self._driver_credit.stage == "group" else [list(episodes)]
-        for members in groups:
-            credit = self._driver_credit([to_trajectory(e) for e in members])
-            for episode, own in zip(members, credit, strict=True):
-                attach_credit(episode, own)
-        figures = getattr(self._driver_credit, "figures", None)
-        for name, value in (figures.pop() if figures is not None else {}).items():
-            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
+        if self._driver_credit is not None:
+            for name, value in give_credit(self._driver_credit, episodes).items():
+                self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, window=1)
 
     def _log_group_spread(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """How much the returns of siblings differ, the mean of all groups that have any."""
@@ -308,22 +313,24 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     # Learning and weights.
 
     def _learn(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
-        for index, episode in enumerate(episodes):
-            episode.custom_data[INDEX] = index
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
+            shards = self._shards(episodes)
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
             else:
-                refs = self._shards(episodes)
-                results = self.learner_group.update(episodes_refs=refs, plan=plan, timesteps=timesteps)
+                results = self.learner_group.update(episodes_refs=shards, plan=plan, timesteps=timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, "sync"), reduce="sum"):
             self._sync_weights(self.env_runner_group)
 
-    def _shards(self, episodes: Sequence[SingleAgentEpisode]) -> list[ray.ObjectRef]:
-        """Whole groups per learner: RLlib's own sharding would cut episodes and scatter siblings."""
+    def _shards(self, episodes: list[SingleAgentEpisode]) -> list[Any]:
+        """Whole groups per learner, numbered: RLlib's own sharding would cut episodes and scatter siblings."""
+        for index, episode in enumerate(episodes):
+            episode.custom_data[INDEX] = index
+        if self.learner_group.is_local:
+            return [episodes]
         shards = shard_groups(
             [e.custom_data[GROUP] for e in episodes],
             [trajectory_tokens(to_trajectory(e)) for e in episodes],

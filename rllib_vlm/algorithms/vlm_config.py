@@ -208,7 +208,8 @@ class VLMAlgorithmConfig(AgentConfig):
             kl_coeff: weight of the KL to the policy that reinforcement learning started from.
             kl_target: nats a token that the weight is moved to keep: doubled above 1.5 times as much, halved below.
             kl_estimator: "k1", "k2" or "k3", in the loss.
-            kl_in: "loss", or "reward": then each token is rewarded with -kl_coeff * k1, and credit spreads it.
+            kl_in: "loss", or "reward": then each token is rewarded with -kl_coeff * k1, and credit spreads it; the
+                estimators of the driver cost another reading of the rows for it.
             kl_reference: "copy" of the policy that reinforcement learning started from, or "adapters_off": the model
                 without its LoRA, which costs no memory.
             loss_reduction: "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum" or "fixed".

@@ -39,7 +39,10 @@ GAUGES: dict[str, tuple[str, str]] = {
     "entropy": (f"{_LEARNER}entropy", "nats per token"),
     "explained_variance": (f"{_LEARNER}explained_variance", "of the returns, by the critic"),
     "grad_norm": (f"{_LEARNER}grad_norm", "global norm before clipping"),
-    "skipped_steps": (f"{_LEARNER}num_skipped_steps", "optimizer steps with a gradient that was not finite"),
+    "skipped_steps": (
+        f"{_LEARNER}num_skipped_steps",
+        "optimizer steps whose loss or gradient was not finite",
+    ),
     "learning_rate": (f"{_LEARNER}lr", "of the policy"),
     "learning_tokens_per_s": (f"{_LEARNER}tokens_per_s", "tokens per second of optimizer steps"),
     "sample_s": ("timers/sample", "seconds of sampling in an iteration"),

@@ -9,25 +9,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_vlm import registry
-from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.mismatch import MismatchSettings, relearn
-from rllib_vlm.batching.packing import pack, pad, to_torch, unpack_column
 from rllib_vlm.batching.rows import Row, rows_from_trajectory, split_by_turn, with_credit
+from rllib_vlm.connectors.reference_gaps import k1
 from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.reading import Column, read_rows
 from rllib_vlm.credit.base import CreditAssigner
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
 
-_ROWS_AT_A_TIME = 256  # bounds the memory of the images laid out at once
 _REFERENCE = "reference"
 Reference = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # a packed batch to log-probs [B, L]
-Column = NDArray[np.float32]  # [L] of a row
 
 
 class Score(Protocol):
@@ -92,7 +89,8 @@ class ScoreRows(ConnectorV2):
             precision="float32" if plan is None else plan.precision,
         )
         rows: list[list[Row]] = batch[VLMColumns.ROWS]
-        price = 0.0 if plan is None else plan.kl_reward
+        # The driver has charged what it gives credit of.
+        price = plan.kl_reward if plan is not None and needs_values else 0.0
         scored = score(
             [row for own in rows for row in own],
             values=needs_values,
@@ -119,9 +117,9 @@ class ScoreRows(ConnectorV2):
         following = iter(reference)
         trajectories, gaps = [], []
         for trajectory, own in zip(batch[VLMColumns.TRAJECTORIES], rows, strict=True):
-            k1 = [np.where(row.sampled, row.old_logprobs - next(following), 0.0) for row in own]
-            gaps += [gap[row.sampled] for gap, row in zip(k1, own, strict=True)]
-            charged = [(-price * gap).astype(np.float32) for gap in k1]
+            found = [k1(row, next(following)) for row in own]
+            gaps += [gap[row.sampled] for gap, row in zip(found, own, strict=True)]
+            charged = [-price * gap for gap in found]
             split = split_by_turn(own, charged, len(trajectory.turns))
             trajectories.append(replace(trajectory, token_rewards=split))
         batch[VLMColumns.TRAJECTORIES] = trajectories
@@ -159,7 +157,6 @@ class ScoreRows(ConnectorV2):
             bootstraps[i] = float(column[-1])
         return bootstraps
 
-    @torch.no_grad()
     def _score(
         self,
         rows: Sequence[Row],
@@ -171,26 +168,24 @@ class ScoreRows(ConnectorV2):
         reference: Reference | None = None,
     ) -> dict[str, list[Column]]:
         """[L] per row, in order, of each of what is asked for."""
-        device = next(module.parameters()).device
         wanted = [VLMColumns.VALUES] * values + [VLMColumns.LOGPROBS] * logprobs
         wanted += [_REFERENCE] * (reference is not None)
-        found: dict[str, dict[int, Column]] = {name: {} for name in wanted}
-        for start in range(0, len(rows), _ROWS_AT_A_TIME):
-            some = rows[start : start + _ROWS_AT_A_TIME]
-            packed = pack(some, max_tokens=self._row_tokens) if module.family.packs else pad(some)
-            for piece in micro_batches(packed, max_tokens=self._micro_batch_tokens):
-                tensors = to_torch(piece, device)
-                if logprobs:
-                    out = module.forward_train(tensors, with_values=values, precision=precision)
-                else:
-                    out = {VLMColumns.VALUES: module.compute_values(tensors, precision=precision)}
-                if reference is not None:
-                    out[_REFERENCE] = reference(tensors)
-                sources = start + np.unique(piece["row_ids"][piece["row_ids"] >= 0])
-                for name in wanted:
-                    columns = unpack_column(piece, out[name].float().cpu().numpy())
-                    found[name] |= zip(sources.tolist(), columns, strict=True)
-        return {name: [columns[i] for i in range(len(rows))] for name, columns in found.items()}
+
+        def read(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            if logprobs:
+                out = module.forward_train(tensors, with_values=values, precision=precision)
+            else:
+                out = {VLMColumns.VALUES: module.compute_values(tensors, precision=precision)}
+            return out if reference is None else {**out, _REFERENCE: reference(tensors)}
+
+        return read_rows(
+            rows,
+            read,
+            wanted,
+            device=next(module.parameters()).device,
+            row_tokens=self._row_tokens if module.family.packs else None,
+            micro_batch_tokens=self._micro_batch_tokens,
+        )
 
 
 def _state_row(prompt: Prompt) -> Row:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
@@ -47,6 +49,9 @@ def to_trajectory(episode: SingleAgentEpisode) -> Trajectory:
         terminated=bool(episode.is_terminated),
         truncated=bool(episode.is_truncated),
         success=bool(episode.custom_data.get(SUCCESS, False)),
+        token_rewards=tuple(episode.get_extra_model_outputs(VLMColumns.TOKEN_REWARDS))
+        if VLMColumns.TOKEN_REWARDS in episode.extra_model_outputs
+        else (),
     )
 
 
@@ -80,6 +85,11 @@ def by_group(episodes: Iterable[SingleAgentEpisode]) -> dict[str, list[SingleAge
 def attach_credit(episode: SingleAgentEpisode, credit: Sequence[TokenCredit]) -> None:
     """Stores one `TokenCredit` per turn in the episode, where it survives the way to a learner."""
     episode.extra_model_outputs[VLMColumns.CREDIT] = InfiniteLookbackBuffer(list(credit))
+
+
+def attach_token_rewards(episode: SingleAgentEpisode, rewards: Sequence[NDArray[np.float32]]) -> None:
+    """Stores rewards [T] of each turn's tokens, which count beside the turn's own."""
+    episode.extra_model_outputs[VLMColumns.TOKEN_REWARDS] = InfiniteLookbackBuffer(list(rewards))
 
 
 def credit_of(episode: SingleAgentEpisode) -> list[TokenCredit] | None:

@@ -14,6 +14,7 @@ class VLMColumns(Columns):
     EXECUTED = "executed"  # types.Completion: what was acted on, where it is not the labelled answer
     ANCHOR = "anchor"  # str: of the state a turn began in
     FOLLOWUPS = "followups"  # list[Turn]: questions asked after a demonstrated turn, and their answers
+    TOKEN_REWARDS = "token_rewards"  # [T]: of single tokens, charged on the driver
     CREDIT = "credit"  # types.TokenCredit, given on the driver
 
     # Environment side: columns of the env-to-module and module-to-env pipelines, one item per episode.

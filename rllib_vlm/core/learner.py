@@ -4,7 +4,7 @@ One update, as RLlib drives it::
 
     episodes --learner connector--> Minibatches        one per optimizer step, the same rows however many learners
     per step: micro-batches --forward_train--> columns --LOSS_TERMS--> sum_k coefficient_k * reduce(term_k)
-              gradients summed over learners -> non-finite? skip : clip by global norm -> optimizers
+              gradients summed over learners -> non-finite loss or gradient? skip : clip by global norm -> optimizers
 
 Modules are not wrapped for data-parallel training. Gradients are exchanged once per optimizer step,
 after accumulation, which is exact for any number of micro-batches and for parameters a batch never
@@ -93,11 +93,8 @@ class VLMTorchLearner(TorchLearner):
     @override(Learner)
     def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:
         """Like RLlib's, told by `plan` what to optimise and how."""
-        torch.set_num_threads(self._threads())
-        self._plan = plan
+        self.begin(plan)
         self._step_metrics = UpdateMetrics()
-        if plan.needs_reference and plan.reference == "copy" and self._reference is None:
-            self._reference = _frozen_copy(self._vlm_module)
         self._set_learning_rates(plan)
         self._stopped = False
         before = self._snapshot() if plan.guard.watches and plan.guard.action == "abandon" else None
@@ -111,12 +108,19 @@ class VLMTorchLearner(TorchLearner):
             self._go_back(before)
         return result
 
+    def begin(self, plan: UpdatePlan) -> None:
+        """Takes the plan of an update, and the reference before the first step that moves the policy away from it."""
+        torch.set_num_threads(self._threads())
+        self._plan = plan
+        if plan.needs_reference and plan.reference == "copy" and self._reference is None:
+            self._reference = _frozen_copy(self._vlm_module)
+
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
         shared_data: dict[str, Any] = {
             "plan": self._plan,
             "all_gather": self._all_gather,
-            "reference": self._reference_logprobs,
+            "reference": self.reference_logprobs,
         }
         episodes = [episode for episode in training_data.episodes if len(episode)]
         start = time.perf_counter()
@@ -148,7 +152,6 @@ class VLMTorchLearner(TorchLearner):
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         world = dist.get_world_size() if self.distributed else 1
-        total_loss = 0.0
         for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
             tensors = {**to_torch(piece, self._device), **words}
             out = self._forward(tensors, self._plan)
@@ -157,12 +160,12 @@ class VLMTorchLearner(TorchLearner):
             )
             if loss.requires_grad:  # a piece may hold nothing that any active term reads
                 loss.backward()
-            total_loss += float(loss.detach())
+            self._figures.loss += float(loss.detach())
             self._step_metrics.count_tokens(tensors)
         self._exchange_gradients()
         self._apply()
         self._step_metrics.end_step(time.perf_counter() - start)
-        return {}, {DEFAULT_MODULE_ID: torch.tensor(total_loss * world)}, {}
+        return {}, {DEFAULT_MODULE_ID: torch.tensor(self._figures.loss * world)}, {}
 
     def _forward(self, tensors: dict[str, Tensor], plan: UpdatePlan) -> dict[str, Tensor]:
         active = plan.losses.active
@@ -182,11 +185,11 @@ class VLMTorchLearner(TorchLearner):
             with_logprobs=active.keys() != {"grounding"},
         )
         if "kl" in active:
-            tensors["reference_logprobs"] = self._reference_logprobs(tensors)
+            tensors["reference_logprobs"] = self.reference_logprobs(tensors)
         return out
 
     @torch.no_grad()
-    def _reference_logprobs(self, tensors: dict[str, Tensor]) -> Tensor:
+    def reference_logprobs(self, tensors: dict[str, Tensor]) -> Tensor:
         """[B, L] of the policy that the KL is measured to."""
         assert self._plan is not None
         own = self._vlm_module
@@ -277,21 +280,23 @@ class VLMTorchLearner(TorchLearner):
                 p.grad.copy_(piece.view_as(p))
 
     def _apply(self) -> None:
-        """Clips and steps; where a gradient is not finite or the guard objects, the step is left out and counted."""
+        """Clips and steps; a step is left out and counted where loss or gradient is not finite or the guard objects."""
         assert self._plan is not None
         parameters = [p for p in self._parameters if p.grad is not None]
         bound = self.config.grad_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound)) if parameters else 0.0
+        figures = self._figures.join(self._all_gather(self._figures))
+        # A loss may overflow and leave its gradient finite (Huber's is bounded): what it says is then no direction.
+        finite = math.isfinite(norm) and math.isfinite(figures.loss)
         objections: list[str] = []
         if self._plan.guard.watches and "policy" in self._plan.losses.active:
-            figures = self._figures.join(self._all_gather(self._figures))
             objections = self._plan.guard.violations(figures, norm)
             self._step_metrics.add_objections(objections)
             self._stopped = bool(objections) and self._plan.guard.action != "skip"
-        if math.isfinite(norm) and not objections:
+        if finite and not objections:
             for optimizer in self._optimizers:
                 optimizer.step()
-        self._step_metrics.add_gradient(norm)
+        self._step_metrics.add_gradient(norm, finite=finite)
 
     def _snapshot(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Weights and optimizers as they are now."""

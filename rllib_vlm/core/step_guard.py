@@ -30,7 +30,7 @@ class StepGuard:
         stop       this step and the rest of the update are left out; what was learnt so far stays
         abandon    the update never happened: weights and optimizers are as before it
 
-    A gradient that is not finite is left out whatever is set here.
+    A loss or gradient that is not finite is left out whatever is set here.
 
     Source: stopping at a KL is Spinning Up's PPO (2018); abandoning at a mean ratio is RLinf's `early_stop_imp_ratio`.
     """
@@ -88,6 +88,7 @@ class StepFigures:
     clipped: float = 0.0
     ratio: float = 1.0
     ratio_p99: float = 1.0
+    loss: float = 0.0  # this learner's share of the step's, all terms
 
     def add(self, metrics: dict[str, Tensor], tokens: float) -> None:
         """A micro-batch's metrics of the policy loss, and how many tokens they are means over."""
@@ -108,6 +109,7 @@ class StepFigures:
             clipped=sum(o.clipped for o in others),
             ratio=max(o.ratio for o in others),
             ratio_p99=max(o.ratio_p99 for o in others),
+            loss=sum(o.loss for o in others),
         )
 
     @property

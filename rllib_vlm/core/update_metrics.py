@@ -13,7 +13,7 @@
 | `kl_to_reference`    | estimate against the reference policy, nats per token                    |
 | `explained_variance` | of the returns, by the critic                                            |
 | `grad_norm`          | mean global norm before clipping; `grad_norm_max` the largest            |
-| `num_skipped_steps`  | optimizer steps left out because a gradient was not finite               |
+| `num_skipped_steps`  | optimizer steps left out because loss or gradient was not finite         |
 | `lr`                 | learning rate of the policy                                              |
 | `tokens`             | positions read, padding left out, over all epochs                        |
 | `tokens_per_s`       | of the time spent in optimizer steps                                     |
@@ -108,8 +108,9 @@ class UpdateMetrics:
             self._returns.add(returns)
             self._residuals.add(returns - out[VLMColumns.VALUES][where])
 
-    def add_gradient(self, norm: float) -> None:
-        if math.isfinite(norm):
+    def add_gradient(self, norm: float, *, finite: bool = True) -> None:
+        """A step's global norm; `finite` is whether its loss is, too."""
+        if finite and math.isfinite(norm):
             self._norms.append(norm)
         else:
             self._skipped += 1

@@ -75,7 +75,7 @@ class FittedGAE:
     def __call__(self, group: Sequence[Trajectory]) -> list[list[TokenCredit]]:
         played = [t for t in group if t.turns]
         features = _features(played)
-        rewards = [np.array([turn.reward for turn in t.turns], np.float64) for t in played]
+        rewards = [np.array(t.turn_rewards, np.float64) for t in played]
         togo = [rewards_to_go(list(r), self.gamma) for r in rewards]
         values = self._values(features, togo)
         if played:

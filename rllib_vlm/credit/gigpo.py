@@ -54,7 +54,7 @@ class GiGPO:
         totals = np.array([trajectory.total_reward for trajectory in group])
         self.figures.add(totals)
         episodes = self._relative(totals)
-        togo = [rewards_to_go([turn.reward for turn in t.turns], self.discount) for t in group]
+        togo = [rewards_to_go(t.turn_rewards, self.discount) for t in group]
         steps = [np.zeros(len(g)) for g in togo]
         for members in self._by_anchor(group).values():
             relative = self._relative(np.array([togo[i][n] for i, n in members]))

@@ -70,7 +70,7 @@ class GRPO:
 
     def _per_turn(self, group: Sequence[Trajectory]) -> list[NDArray[np.float64]]:
         assert self.discount is not None
-        togo = [rewards_to_go([turn.reward for turn in t.turns], self.discount) for t in group]
+        togo = [rewards_to_go(t.turn_rewards, self.discount) for t in group]
         pooled = np.concatenate(togo)
         if len(group) == 1 or not has_spread(pooled):
             return [np.zeros_like(g) for g in togo]

@@ -23,8 +23,8 @@ class ReinforcePlusPlus:
 
     with b = 0, so that groups of one will do, or, with `baseline=True`, the mean total reward of the group.
     What makes it REINFORCE++ is `training.normalize_advantages: true`, which then whitens A over all tokens of the
-    update and all learners; without it this is REINFORCE. Its KL is in the loss here (`kl_coeff`), as in the baseline
-    form of the paper.
+    update and all learners; without it this is REINFORCE. The paper's KL is in the reward (`kl_in: reward`, here
+    summed over a turn), and in the loss in its baseline form.
 
     Source: Hu, Liu, Xu, Shen, "REINFORCE++" (arXiv 2501.03262), equations 5 to 9.
     """
@@ -45,7 +45,4 @@ class ReinforcePlusPlus:
         if self.baseline:
             self.figures.add(totals)
         mean = totals.mean() if self.baseline else 0.0
-        return [
-            spread_over_tokens(t, rewards_to_go([turn.reward for turn in t.turns], self.discount) - mean)
-            for t in group
-        ]
+        return [spread_over_tokens(t, rewards_to_go(t.turn_rewards, self.discount) - mean) for t in group]

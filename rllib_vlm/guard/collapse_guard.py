@@ -21,6 +21,13 @@ logger = logging.getLogger(__name__)
 EVENTS_FILE = "events.jsonl"
 STATES_FOLDER = "good_states"
 GUARD_STATE = "guard"  # in the run's checkpointed notes
+# Event, as `events.jsonl` names it -> the figure `guard/*` of the results that counts it over the whole run.
+EVENTS = {
+    "alarm": "alarms_total",
+    "rollback": "rollbacks",
+    "state_not_saved": "states_not_saved",
+    "stopped": "stopped",
+}
 _GAP = 0.05  # nats; engine and learner that hold the same weights differ by rounding alone
 
 
@@ -33,10 +40,13 @@ class CollapseGuard(RLlibCallback):
     collapse, which is `patience` updates in a row with harm or with two signs of it, takes the run back to the newest
     trusted state, with the learning rate and the clip range lowered, other random numbers and other tasks; the
     engine's weights are loaded anew and checked by what it and the learner say of the same tokens. After
-    `max_rollbacks` of them, or where there is nothing to go back to, the run stops with a report. Time and counters
-    of the whole run go on.
+    `max_rollbacks` of them, or where there is nothing to go back to, the run stops with a report: the results of that
+    update still come out, the next one raises. Time and counters of the whole run go on.
 
-    Everything it does is a line of `events.jsonl` and a figure `guard/*` of the results.
+    Nothing that was sampled before a rollback is learnt from after it: sampling is synchronous, an update learns from
+    what was sampled for it alone, and none is kept.
+
+    Everything it does is a line of `events.jsonl` and is counted by a figure `guard/*` of the results, see `EVENTS`.
 
     Args:
         every: healthy updates from one saved state to the next.
@@ -97,6 +107,7 @@ class CollapseGuard(RLlibCallback):
         )
         self._ring: Ring | None = None
         self._last: int | None = None  # update of the state the run last went back to
+        self._counts = dict.fromkeys(EVENTS, 0)  # over the whole run
 
     @override(RLlibCallback)
     def on_checkpoint_loaded(self, *, algorithm: Any, metrics_logger: Any = None, **kwargs: Any) -> None:
@@ -104,6 +115,8 @@ class CollapseGuard(RLlibCallback):
         if notes:
             self._monitor.restore(notes)
             self._last = notes.get("last")
+            told = notes.get("events", {})  # of a resumed run; a rollback takes no event back
+            self._counts = {event: max(n, told.get(event, 0)) for event, n in self._counts.items()}
 
     @override(RLlibCallback)
     def on_train_result(
@@ -113,10 +126,12 @@ class CollapseGuard(RLlibCallback):
         updated = "policy_loss" in _learned(result)
         if updated:
             self._update(algorithm, result)
-        state.notes[GUARD_STATE] = {**self._monitor.state(), "last": self._last}
+        state.notes[GUARD_STATE] = {
+            **self._monitor.state(), "last": self._last, "events": dict(self._counts)
+        }  # fmt: skip
         result["guard"] = {
             **result.get("guard", {}),
-            "rollbacks": state.rollbacks,
+            **{figure: self._counts[event] for event, figure in EVENTS.items()},
             "lr_scale": state.lr_scale,
             "clip_scale": state.clip_scale,
         }
@@ -145,6 +160,7 @@ class CollapseGuard(RLlibCallback):
     def _roll_back(self, algorithm: Any, alarms: list[Alarm], result: dict[str, Any]) -> None:
         state, ring = algorithm.run_state, self._states(algorithm)
         update, why = state.updates, [alarm.words() for alarm in alarms]
+        result["done"] = False  # after a run's last update too: there is one to come, or an error to raise
         ring.suspect()
         if self._last is not None:
             ring.give_up(self._last)
@@ -154,10 +170,11 @@ class CollapseGuard(RLlibCallback):
                 "no healthy state to go back to" if found is None else f"{state.rollbacks} rollbacks made"
             )
             self._tell(algorithm, "stopped", update=update, why=why, reason=reason)
-            raise RLlibVLMError(
+            algorithm.ending = RLlibVLMError(
                 f"the policy collapsed at update {update} ({'; '.join(why)}) and the run stops: {reason}. "
                 f"What happened stands in {EVENTS_FILE} of the run's folder; `rllib diagnose` says what to change."
             )
+            return
         to, folder = found
         algorithm.roll_back(folder, lr_factor=self._lr_factor, clip_factor=self._clip_factor)
         self._last = to
@@ -172,9 +189,10 @@ class CollapseGuard(RLlibCallback):
             update, "; ".join(why), to, algorithm.run_state.lr_scale,
         )  # fmt: skip
         if not gap <= _GAP:
-            raise RLlibVLMError(
-                f"after going back to update {to}, engine and learner differ by {gap:.3g} nats on the same tokens: "
-                "the engine does not take its weights. The run stops before it learns from them."
+            reason = f"after going back to update {to}, engine and learner differ by {gap:.3g} nats on the same tokens"
+            self._tell(algorithm, "stopped", update=to, why=why, reason=reason)
+            algorithm.ending = RLlibVLMError(
+                f"{reason}: the engine does not take its weights. The run stops before it learns from them."
             )
 
     def _states(self, algorithm: Any) -> Ring:
@@ -186,8 +204,8 @@ class CollapseGuard(RLlibCallback):
             self._ring.forget_after(algorithm.run_state.updates)
         return self._ring
 
-    @staticmethod
-    def _tell(algorithm: Any, event: str, **fields: Any) -> None:
+    def _tell(self, algorithm: Any, event: str, **fields: Any) -> None:
+        self._counts[event] += 1
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": now, "iteration": algorithm.iteration, "event": event, **fields}
         with or_go_on(f"a line of {EVENTS_FILE}"):

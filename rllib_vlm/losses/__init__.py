@@ -8,7 +8,7 @@ over learners equal those of the one large batch.
 | file         | gives                                                              |
 |--------------|--------------------------------------------------------------------|
 | `logprobs`   | log-probs and entropy of chosen tokens from hidden states, chunked |
-| `policy`     | clipped policy loss                                                |
+| `policy`     | the table of policy losses: `ppo_clip`, `gspo`, `cispo`, a file each |
 | `value`      | clipped value loss                                                 |
 | `kl`         | k1, k2, k3 against a reference                                     |
 | `entropy`    | entropy from logits                                                |

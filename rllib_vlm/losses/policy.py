@@ -1,17 +1,38 @@
-"""The policy losses, by name: PPO's clipped surrogate and its relatives, GSPO, and CISPO."""
+"""The policy losses, by name, and what each says about how far the policy went."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rllib_vlm.errors import UnknownNameError
+from rllib_vlm.losses.cispo import cispo
+from rllib_vlm.losses.clip import Clip
+from rllib_vlm.losses.gspo import gspo
 from rllib_vlm.losses.masking import masked, masked_mean
+from rllib_vlm.losses.ppo_clip import ppo_clip
 from rllib_vlm.losses.ratio import RatioLevel, at_level, token_log_ratio
 
 PolicyLoss = Literal["ppo_clip", "gspo", "cispo"]
+# (ratio, log-probs, advantages, clip) to the loss of each token and where it is clipped, [B, L] all.
+Surrogate = Callable[[Tensor, Tensor, Tensor, Clip], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    surrogate: Surrogate
+    level: RatioLevel | None = None  # whose ratio it is by definition; None is as configured
+
+
+POLICY_LOSSES: dict[PolicyLoss, _Row] = {
+    "ppo_clip": _Row(ppo_clip),
+    "gspo": _Row(gspo, level="sequence"),
+    "cispo": _Row(cispo),
+}
 
 
 def policy_loss(
@@ -35,8 +56,8 @@ def policy_loss(
         old_logprobs: [B, L] nats, of the weights that sampled.
         advantages: [B, L].
         mask: bool [B, L], the sampled tokens that count.
-        name: "ppo_clip", "cispo", or "gspo", which is the first with the sequence's ratio whatever `level` says.
-        level: whose ratio it is; for this and the next two see `ratio.at_level`.
+        name: of the table; each stands in a file of its name.
+        level: whose ratio it is, where the loss does not say; for this and the next two see `ratio.at_level`.
         turn_ids: int64 [B, L].
         segment_ids: int64 [B, L].
         clip_low: how far below 1 a ratio still counts in full.
@@ -54,17 +75,14 @@ def policy_loss(
 
     Source of `approx_kl`: J. Schulman, "Approximating KL Divergence" (2020).
     """
-    if name == "gspo":
-        name, level = "ppo_clip", "sequence"
-    of_tokens = token_log_ratio(logprobs, old_logprobs, mask)
-    ratio = at_level(of_tokens, mask, level, turn_ids=turn_ids, segment_ids=segment_ids).exp()
-    advantages = masked(advantages, mask)
-    if name == "ppo_clip":
-        loss, is_clipped = ppo_clip(ratio, advantages, clip_low, clip_high, dual_clip)
-    elif name == "cispo":
-        loss, is_clipped = cispo(ratio, masked(logprobs, mask), advantages, clip_low, clip_high)
-    else:
+    row = POLICY_LOSSES.get(name)
+    if row is None:
         raise UnknownNameError("policy losses", name, get_args(PolicyLoss))
+    of_tokens = token_log_ratio(logprobs, old_logprobs, mask)
+    log_ratio = at_level(of_tokens, mask, row.level or level, turn_ids=turn_ids, segment_ids=segment_ids)
+    ratio = log_ratio.exp()
+    clip = Clip(low=clip_low, high=clip_high, dual=dual_clip)
+    loss, is_clipped = row.surrogate(ratio, masked(logprobs, mask), masked(advantages, mask), clip)
     with torch.no_grad():
         metrics = {
             "clip_fraction": masked_mean(is_clipped, mask),
@@ -82,42 +100,3 @@ def _factor(ratios: Tensor, share: float) -> Tensor:
     if not ratios.numel():
         return ratios.new_ones(())
     return torch.quantile(ratios.log().abs(), share).exp()
-
-
-def ppo_clip(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
-) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate, and where it is clipped, [B, L] each::
-
-        loss = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
-
-    and, with `dual_clip` = c > 1, at most -c * A where A < 0. The gradient is exactly 0 outside the clip.
-
-    Source: PPO (arXiv 1707.06347) equation 7; clip-higher from DAPO (arXiv 2503.14476); the dual clip
-    from arXiv 1912.09729.
-    """
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    loss = torch.maximum(unclipped, clipped)
-    is_clipped = clipped > unclipped
-    if dual_clip is not None:
-        bound = -dual_clip * advantages
-        beyond = (advantages < 0) & (loss > bound)
-        loss = torch.where(beyond, bound, loss)
-        is_clipped = is_clipped | beyond
-    return loss, is_clipped
-
-
-def cispo(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """REINFORCE with a clipped importance weight, and where it is clipped, [B, L] each::
-
-        loss = -stop_gradient(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprob
-
-    No token loses its gradient. The paper does not clip from below (`clip_low` 1).
-
-    Source: MiniMax-M1 (arXiv 2506.13585), equations 4 and 5.
-    """
-    weight = ratio.detach().clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -weight * advantages * logprobs, weight != ratio.detach()

@@ -1,12 +1,18 @@
 """What every row of registry.CREDIT promises; a new estimator is tested by its row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 
+from rllib_vlm.batching.mismatch import Correction
+from rllib_vlm.credit.bilevel_gae import BiLevelGAE
+from rllib_vlm.credit.gae import TokenGAE
+from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.policy import PolicyLoss
+from rllib_vlm.losses.reduce import Reduction
 from rllib_vlm.registry import names, resolve
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
 
@@ -107,7 +113,37 @@ def test_a_larger_last_reward_never_lowers_the_credit_of_the_last_turn(estimator
     assert np.all(high > low)
 
 
-def test_the_documentation_has_a_row_for_each():
+def test_rewards_of_tokens_count_in_their_turn(estimator):
+    """A KL in the reward. Within a turn, estimators over tokens place them as they like."""
+    if isinstance(estimator, TokenGAE | BiLevelGAE):
+        pytest.skip("its decisions are tokens")
+    rng = np.random.default_rng(4)
+    plain, charged, whole = [], [], []
+    for trajectory in group_of_three():
+        lengths = [len(turn.completion.token_ids) for turn in trajectory.turns]
+        rewards = tuple(rng.normal(size=n).astype(np.float32) for n in lengths)
+        turns = tuple(
+            replace(turn, reward=turn.reward + float(own.astype(np.float64).sum()))
+            for turn, own in zip(trajectory.turns, rewards, strict=True)
+        )
+        plain.append(trajectory)
+        charged.append(replace(trajectory, token_rewards=rewards))
+        whole.append(replace(trajectory, turns=turns))
+        assert charged[-1].total_reward == pytest.approx(whole[-1].total_reward)
+    differs = False
+    for a, b, c in zip(estimator(charged), estimator(whole), estimator(plain), strict=True):
+        for x, y, z in zip(a, b, c, strict=True):
+            np.testing.assert_allclose(x.advantages, y.advantages, rtol=1e-5, atol=1e-6)
+            differs = differs or bool(np.any(np.abs(x.advantages - z.advantages) > 1e-3))
+    assert differs
+
+
+def test_the_documentation_has_a_full_row_for_each():
+    """Name, formula, settings, source and when to use it."""
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
-    for name in (*names("credit"), *get_args(PolicyLoss)):
-        assert f"\n| `{name}` |" in page, f"docs/algorithms.md has no row for {name!r}"
+    forms = (*get_args(PolicyLoss), *get_args(KLEstimator), *get_args(Reduction), *get_args(Correction))
+    for name in (*names("credit"), *forms):
+        rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert len(rows) == 1, f"docs/algorithms.md has {len(rows)} rows for {name!r}"
+        cells = [cell.strip() for cell in rows[0].replace("\\|", "").strip("|").split("|")]
+        assert len(cells) == 5 and cells[1] and cells[4], rows[0]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rllib_vlm.config.loader import validate
+from rllib_vlm.config.loader import load, validate
 from rllib_vlm.config.resources import examples, fragments
+from rllib_vlm.core.step_guard import StepGuard
 
 EXAMPLES = examples()
 FRAGMENTS = fragments()
@@ -14,6 +15,12 @@ FRAGMENTS = fragments()
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_is_valid(name: str):
     assert validate(EXAMPLES[name]), "an example holds at least one experiment"
+
+
+@pytest.mark.parametrize("name", ["spoc", "spoc_grpo", "frozen_lake_ppo", "frozen_lake_grpo"])
+def test_updates_that_run_away_are_cut_short(name: str):
+    (experiment,) = load(EXAMPLES[name])
+    assert StepGuard(**experiment.config.step_guard).max_kl == 0.05
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -11,7 +11,7 @@ from ray import tune
 from tiny import tiny_config
 
 from rllib_vlm.algorithms.ppo import VLMPPO
-from rllib_vlm.connectors.trajectories import by_group
+from rllib_vlm.connectors.trajectories import by_group, to_trajectory
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -88,6 +88,30 @@ def test_the_kl_coefficient_moves_with_what_was_measured():
     measured = [r["learners"]["default_policy"]["kl_to_reference"] for r in results]
     assert min(measured) > 1e-9  # always far above the target
     assert [r["kl_coeff"] for r in results] == pytest.approx([0.1, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("learners", [0, 2])
+def test_a_kl_in_the_reward_of_siblings_is_measured_before_they_are_compared(learners):
+    config = tiny_config("grpo").training(kl_coeff=0.5, kl_in="reward", total_updates=2, lr=1e-2)
+    algorithm = config.learners(num_learners=learners, num_cpus_per_learner=0.5).build_algo()
+    charged = []
+    give = algorithm._give_credit  # noqa: SLF001
+
+    def watch(episodes):
+        charged.append([own for e in episodes for own in to_trajectory(e).token_rewards])
+        give(episodes)
+
+    algorithm._give_credit = watch  # noqa: SLF001
+    try:
+        results = [algorithm.train() for _ in range(2)]
+    finally:
+        algorithm.stop()
+    for rewards, result in zip(charged, results, strict=True):
+        k1 = -2.0 * np.concatenate(rewards)
+        learned = result["learners"]["default_policy"]
+        assert learned["kl_to_reference"] == pytest.approx(k1.mean(), abs=1e-6) and result["kl_coeff"] == 0.5
+    first, second = (np.abs(np.concatenate(rewards)).max() for rewards in charged)
+    assert first < 1e-3 < second  # the policy has left the reference, which stays where it was
 
 
 def test_warm_start_then_rl_with_evaluations_before_and_after():

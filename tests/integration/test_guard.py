@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from rllib_vlm.callbacks import configured
 from rllib_vlm.errors import RLlibVLMError
-from rllib_vlm.guard.collapse_guard import EVENTS_FILE, STATES_FOLDER
+from rllib_vlm.guard.collapse_guard import EVENTS, EVENTS_FILE, STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -41,8 +41,10 @@ def ruin(learner):
             p.normal_(std=0.5)
 
 
-def train(algorithm, updates):
-    return [algorithm.train() for _ in range(updates)]
+def train(algorithm, updates, results):
+    """Appends the results to those given, so that they are there where an update raises."""
+    for _ in range(updates):
+        results.append(algorithm.train())
 
 
 def weights(algorithm):
@@ -69,6 +71,9 @@ def test_a_ruined_policy_is_taken_back_and_the_run_goes_on_more_carefully(runner
         told = [e for e in events(algorithm) if e["event"] == "rollback"]
         assert len(told) == 1 and told[0]["probe_gap"] < 1e-3
         assert told[0]["lr_scale"] == 0.5 and told[0]["clip_scale"] == 0.8
+        assert (
+            results[-1]["guard"]["alarms_total"] == sum(e["event"] == "alarm" for e in events(algorithm)) > 0
+        )
         back = weights(algorithm)
         assert max(np.abs(back[k] - good[k]).max() for k in good) < 0.01  # lr 1e-5 moved it no farther
         assert algorithm.run_state.rl_s > seconds and algorithm.run_state.task_cursor > cursor
@@ -80,18 +85,37 @@ def test_a_ruined_policy_is_taken_back_and_the_run_goes_on_more_carefully(runner
         algorithm.stop()
 
 
-def test_a_run_with_nothing_to_go_back_to_stops_and_says_why():
-    algorithm = guarded(every=100).build_algo()
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_run_with_nothing_to_go_back_to_stops_and_says_why(writable):
+    algorithm = guarded(every=100 if writable else 1).build_algo()
+    states = Path(algorithm.logdir) / STATES_FOLDER
+    if not writable:
+        states.write_text("a file where the folder of states should be")
+    results = []
     try:
-        for _ in range(12 + 4):
-            algorithm.train()
+        train(algorithm, 12 + 4, results)
         algorithm.learner_group.foreach_learner(func=ruin)
         with pytest.raises(RLlibVLMError, match=r"collapsed at update .*no healthy state.*rllib diagnose"):
-            train(algorithm, 6)
-        assert events(algorithm)[-1]["event"] == "stopped"
-        assert not (Path(algorithm.logdir) / STATES_FOLDER).exists()
+            train(algorithm, 6, results)
+        told = [e["event"] for e in events(algorithm)]
+        assert told[-1] == "stopped" and states.is_dir() is False
+        # The last results hold all that happened, under the documented names, and the run was not over before.
+        figures, last = results[-1]["guard"], results[-1]
+        assert {figure: figures[figure] for figure in EVENTS.values()} == {
+            figure: told.count(event) for event, figure in EVENTS.items()
+        }
+        assert figures["stopped"] == 1 and figures["alarms_total"] >= figures["alarms"] > 0
+        assert (figures["states_not_saved"] > 0) is not writable
+        assert results[0]["guard"]["stopped"] == 0 and last["done"] is False
     finally:
         algorithm.stop()
+
+
+def test_every_event_has_a_documented_figure():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for event, figure in EVENTS.items():
+        assert f"`{event}`" in page, f"docs/metrics.md does not name the event {event!r}"
+        assert f"`{figure}`" in page or f"`guard/{figure}`" in page, f"docs/metrics.md lacks guard/{figure}"
 
 
 @pytest.mark.parametrize(

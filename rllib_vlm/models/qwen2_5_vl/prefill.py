@@ -111,7 +111,7 @@ def shared_prefix(token_ids: Sequence[NDArray[np.int64]], image_token: int) -> i
 
 def _by_size(prompts: Sequence[Prompt], tokens: NDArray[np.int64], unit: int, device: torch.device) -> Groups:
     """The last images of each prompt, as many as have `tokens` [B] tokens together."""
-    images = []
+    images: list[NDArray[np.uint8]] = []
     for prompt, left in zip(prompts, tokens.tolist(), strict=True):
         new = []
         for image in reversed(prompt.images):

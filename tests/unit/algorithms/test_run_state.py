@@ -79,3 +79,12 @@ def test_the_kl_coefficient_follows_its_target():
     fixed = RunState()
     fixed.adapt_kl(9.0, tiny_config("ppo").training(kl_coeff=0.1))
     assert fixed.kl_coeff is None
+
+
+def test_a_run_that_goes_back_from_its_end_is_not_over_and_is_evaluated_anew():
+    earlier = RunState(phase="rl", updates=3, task_cursor=10)
+    evaluations = {"warm_start_end": {"success_rate": 0.5}, "final": {"success_rate": 0.0}}
+    end = RunState(phase="finished", updates=9, task_cursor=30, rl_s=4.0, evaluations=evaluations)
+    state = end.back_to(earlier, lr_factor=0.5, clip_factor=0.8)
+    assert (state.phase, state.updates, state.task_cursor, state.rl_s) == ("rl", 3, 30, 4.0)
+    assert state.rollbacks == 1 and list(state.evaluations) == ["warm_start_end"]

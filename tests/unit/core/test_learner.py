@@ -12,6 +12,7 @@ from tiny import MODEL, tiny_config
 
 from rllib_vlm.batching.packing import pad, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
+from rllib_vlm.connectors.reference_gaps import reference_gaps
 from rllib_vlm.connectors.score_rows import ScoreRows, _state_row
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import INDEX, VLMColumns
@@ -180,6 +181,20 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 
 
+def test_a_loss_that_is_not_finite_skips_the_step_whatever_its_gradient():
+    """Huber's gradient is bounded where its loss is infinite."""
+    config, learner, module, episodes = prepare("text", value_loss_coeff=0.5, value_huber=1.0)
+    episodes[0].rewards.data[-1] = float("inf")
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    plan = plan_of(config, losses=config.loss_settings(critic_only=True), lr=1e-2)
+    result = learner.update(episodes=episodes, plan=plan, timesteps={})["default_policy"]
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+    assert float(result["num_skipped_steps"].peek()) == 1
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter.detach(), before[name]), name
+
+
 def test_minibatches_take_as_many_steps_as_the_plan_says():
     config, learner, _, episodes = prepare("text", episodes=6)
     rows = sum(len(e) for e in episodes)
@@ -258,6 +273,13 @@ def test_nothing_that_is_not_a_number_passes_the_guard():
     ]
 
 
+def test_one_learner_s_loss_that_is_not_finite_is_known_to_all():
+    shares = [StepFigures(loss=1.5), StepFigures(loss=0.5)]
+    assert StepFigures().join(shares).loss == 2.0
+    for bad in (float("nan"), float("inf")):
+        assert not np.isfinite(StepFigures().join([*shares, StepFigures(loss=bad)]).loss)
+
+
 def test_the_kl_term_is_0_at_the_reference_and_above_it_elsewhere():
     config, learner, module, episodes = prepare("text", kl_coeff=0.1)
     first = learner.update(episodes=episodes, plan=plan_of(config, lr=1e-2), timesteps={})
@@ -304,6 +326,25 @@ def test_a_kl_in_the_reward_is_what_credit_is_given_of():
     costs = np.concatenate(costs)
     assert np.abs(costs).max() > 1e-2
     assert float(result["default_policy"]["kl_to_reference"].peek()) == pytest.approx(costs.mean(), abs=1e-5)
+
+
+def test_the_driver_is_told_how_far_each_token_is_from_the_reference():
+    config, learner, module, episodes = prepare("text", kl_coeff=0.5, kl_in="reward")
+    plan = plan_of(config, kl_reward=0.5)
+    at_first = reference_gaps(learner, plan=plan, shards=[episodes])
+    assert max(np.abs(gap).max() for own in at_first.values() for gap in own) < 1e-3
+    with torch.no_grad():  # the policy stays as it was when it sampled, and the reference is another
+        learner._reference.model.model.language_model.embed_tokens.weight.mul_(1.2)  # noqa: SLF001
+    found = reference_gaps(learner, plan=plan, shards=[episodes])
+    assert sorted(found) == list(range(len(episodes)))
+    for index, episode in enumerate(episodes):
+        trajectory = to_trajectory(episode)
+        assert len(found[index]) == len(trajectory.turns)
+        for k, row in turns_alone(trajectory):
+            reference, _, _ = score_alone(learner._reference, row)  # noqa: SLF001
+            expected = row.old_logprobs[row.sampled] - reference.detach().numpy()
+            np.testing.assert_allclose(found[index][k], expected, atol=1e-5)
+            assert np.abs(expected).max() > 1e-4
 
 
 def test_the_reference_may_be_the_model_without_its_adapters():

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from loss_columns import IDS, MASK, B, L, column
 
 from rllib_vlm.errors import UnknownNameError
 from rllib_vlm.losses.imitation import negative_log_likelihood
@@ -9,53 +8,6 @@ from rllib_vlm.losses.kl import kl_penalty
 from rllib_vlm.losses.policy import policy_loss
 from rllib_vlm.losses.ratio import at_level
 from rllib_vlm.losses.value import explained_variance, value_loss
-
-B, L = 3, 5
-MASK = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
-
-
-def column(seed, *, scale=1.0, grad=False):
-    values = scale * torch.randn(B, L, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.requires_grad_(grad)
-
-
-def one(ratio, advantage, **kwargs):
-    """(loss, gradient by the log-prob, metrics) of a single token."""
-    logprob = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
-    advantages = torch.tensor([[advantage]], dtype=torch.float64)
-    loss, metrics = policy_loss(
-        logprob, torch.zeros(1, 1), advantages, torch.ones(1, 1, dtype=torch.bool), **kwargs
-    )
-    (gradient,) = torch.autograd.grad(loss.sum(), logprob)
-    return loss.item(), gradient.item(), metrics
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.floats(0.05, 10),
-    st.floats(-3, -1e-3) | st.floats(1e-3, 3),
-    st.floats(0.05, 0.3),
-    st.floats(0.05, 0.5),
-)
-def test_clip_is_its_definition_and_has_no_gradient_outside(ratio, advantage, low, high):
-    loss, gradient, metrics = one(ratio, advantage, clip_low=low, clip_high=high)
-    clipped = min(max(ratio, 1 - low), 1 + high)
-    assert loss == pytest.approx(-min(ratio * advantage, clipped * advantage), rel=1e-6, abs=1e-9)
-    outside = (advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low)
-    if outside:
-        assert gradient == 0.0
-    else:
-        assert gradient == pytest.approx(-ratio * advantage, rel=1e-6, abs=1e-9)
-    assert metrics["clip_fraction"].item() == float(outside)
-    assert metrics["ratio_max"].item() == pytest.approx(ratio, rel=1e-6)
-
-
-def test_dual_clip_bounds_the_loss_of_bad_tokens():
-    assert one(8.0, -1.0)[0] == pytest.approx(8.0)
-    loss, gradient, metrics = one(8.0, -1.0, dual_clip=3.0)
-    assert (loss, gradient, metrics["clip_fraction"].item()) == (pytest.approx(3.0), 0.0, 1.0)
-    assert one(2.0, -1.0, dual_clip=3.0)[0] == pytest.approx(2.0)
-    assert one(1.1, 1.0, dual_clip=3.0)[1] == pytest.approx(-1.1)
 
 
 def test_unchanged_weights_have_ratio_one_and_the_plain_policy_gradient():
@@ -94,9 +46,6 @@ def test_a_huge_ratio_stays_finite():
     assert all(torch.isfinite(m) for m in metrics.values())
 
 
-TURNS = torch.tensor([[-1, 0, 0, 1, -1], [-1, -1, 0, 0, 1], [-1] * 5])
-SEGMENTS = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 2, 2], [0] * 5])
-IDS = {"turn_ids": TURNS, "segment_ids": SEGMENTS}
 LOSSES = {
     "policy": lambda x: policy_loss(x, column(1, scale=0.1), column(2), MASK, dual_clip=3.0)[0],
     "policy by turn": lambda x: policy_loss(x, column(1), column(2), MASK, level="turn", **IDS)[0],
@@ -203,34 +152,6 @@ def test_a_ratio_of_a_turn_or_sequence_is_the_geometric_mean_of_its_tokens():
     assert at_level(d, MASK, "token") is d
     with pytest.raises(UnknownNameError, match="sequence"):
         at_level(d, MASK, "sequenze")
-
-
-def test_the_sequence_ratio_has_gspos_gradient():
-    """d loss / d logprob_t = -s A / |y| for each token's own share; together they make -s A d log s."""
-    logprobs, old = column(0, scale=0.1, grad=True), column(1, scale=0.1)
-    advantages = torch.full((B, L), 1.5, dtype=torch.float64)
-    loss, metrics = policy_loss(
-        logprobs, old, advantages, MASK, level="sequence", clip_low=9.0, clip_high=9.0, **IDS
-    )
-    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-    s = at_level(torch.where(MASK, (logprobs - old).detach(), 0.0), MASK, "sequence", **IDS).exp()
-    torch.testing.assert_close(gradient[MASK], (-s * 1.5)[MASK])
-    d = (logprobs - old).detach()[MASK]
-    assert metrics["approx_kl"].item() == pytest.approx((d.exp() - 1 - d).mean().item())  # still of tokens
-
-
-def test_cispo_keeps_every_gradient_and_bounds_its_weight():
-    logprobs = torch.tensor([[5.0, 0.5]], dtype=torch.float64).log().requires_grad_()
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    advantages = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    loss, metrics = policy_loss(
-        logprobs, torch.zeros(1, 2), advantages, mask, name="cispo", clip_low=1.0, clip_high=0.3
-    )
-    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-    torch.testing.assert_close(gradient, torch.tensor([[-1.3 * 1.0, -0.5 * -2.0]], dtype=torch.float64))
-    assert metrics["clip_fraction"].item() == 0.5
-    with pytest.raises(UnknownNameError, match="cispo"):
-        policy_loss(logprobs, logprobs, advantages, mask, name="cipso")
 
 
 def test_huber_is_a_line_beyond_its_error():
