@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import ray
 
 from benchmarks.collapse import FAULTS, run, settings
 from rllib_vlm.errors import RLlibVLMError
@@ -32,7 +31,6 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     rows += [row(name, 0.76, rollbacks=1) for name in names[:-1]]
     rows += [row(names[-1], 0.0, stopped="no healthy state")]
     found = run(written(tmp_path, rows, end='{"fault": "undist'))
-    assert not ray.is_initialized()
     assert (found["value"], found["unit"]) == (4, "of 5 faults survived")
     details = found["details"]
     assert details["warm start: success"] == 0.5

@@ -91,7 +91,7 @@ def test_a_curve_goes_on_from_records():
     assert curve.evaluations == [(1.0, 0.4, 0.1, 0.9, "warm_start_end")]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_curve_of_a_resumed_run_begins_where_the_run_began(build, tmp_path):
     """The records hold an iteration that came after the checkpoint, which is made again, and a torn line."""
     config = tiny_config("ppo").callbacks(Report).warm_start(updates=1, episodes_per_update=4)
