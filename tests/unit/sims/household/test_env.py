@@ -169,8 +169,8 @@ def test_actions_to_go_fall_by_what_the_planner_does(env: Household) -> None:
             left.append(info["state"]["actions_to_go"])
             took.append(len(actions))
         assert info["success"]
-        # To within the slips and turns that the plan does not foresee; nearly nothing is left before the end.
-        assert sum(took) == pytest.approx(left[0], rel=0.4)
+        # An estimate from below: slips, detours and the last of a turn's steps come on top.
+        assert left[0] <= 1.15 * sum(took)
         assert left[-2] <= 5.0
 
 
