@@ -136,7 +136,9 @@ def _wanted(parts: Sequence[str], healthy: int) -> list[Run]:
 def settings() -> dict[str, Any]:
     """By which rows are known to be of this benchmark as it is."""
     faults = {name: updates for name, (_, updates) in FAULTS.items()}
-    return {"overrides": list(_SETTINGS), "guard": _GUARD, "strike": STRIKE, "faults": faults}
+    example = zlib.crc32(examples()["frozen_lake_ppo"].read_bytes())
+    overrides = list(_SETTINGS)
+    return {"example": example, "overrides": overrides, "guard": _GUARD, "strike": STRIKE, "faults": faults}
 
 
 def _read(out: Path | None) -> dict[Run, dict[str, Any]]:
