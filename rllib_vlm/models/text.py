@@ -1,16 +1,18 @@
-"""The half of a family that is about text: answers, their tokens, and what the output layer says of them."""
+"""What families share: how one is built, and the half that is about text, its tokens and the output layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rllib_vlm.models.adapters import add_lora, check_lora, freeze
 from rllib_vlm.models.chat import ChatEncoder
+from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
 from rllib_vlm.types import Mention
 
 
@@ -21,7 +23,14 @@ class TextSide:
         model: transformers' model.
         chat: how conversations are written.
         banned: ids that are never sampled.
+
+    Attributes:
+        settings: the class that reads a `rl_module.model_config` section.
+        load: a model and what goes with it, from such settings.
     """
+
+    settings: ClassVar[Any]
+    load: ClassVar[Any]
 
     def __init__(self, model: Any, tokenizer: Any, chat: ChatEncoder, *, banned: tuple[int, ...]) -> None:
         self.model = model
@@ -39,6 +48,37 @@ class TextSide:
         self._tokenized: dict[str, tuple[int, ...]] = {}
         self._bans = torch.zeros(self.vocab_size)
         self._bans[list(banned)] = -torch.inf
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Self:
+        """From `rl_module.model_config`; its keys are the fields of the family's `settings`.
+
+        Raises:
+            UnknownNameError: a key or size there is not.
+            ModelError: the checkpoint is missing or of another architecture, or values do not fit.
+        """
+        settings = cls.settings.read(config)
+        family = cls(cls.load(settings), settings)  # type: ignore[call-arg]
+        family.model.eval()  # no dropout anywhere; sampling and learning see the same function
+        if settings.lora is not None:
+            add_lora(family.model, settings.lora)
+        if settings.freeze:
+            freeze(family.model, settings.freeze)
+        return family
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Refuses keys, sizes and values that `build` would refuse, without loading anything.
+
+        Raises:
+            UnknownNameError: a key or size there is not.
+            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a packaged model
+                there is not. Directories are left to `build`: they may lie on the workers' machines alone.
+        """
+        settings = cls.settings.read(config)
+        check_lora(settings.lora)
+        if settings.checkpoint is not None and settings.checkpoint.startswith(PACKAGED):
+            resolve_checkpoint(settings.checkpoint)
 
     def encode_answer(self, text: str) -> NDArray[np.int64]:
         """[T] the ids of an answer as the model would sample it, its stop token included."""

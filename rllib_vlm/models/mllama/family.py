@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, DynamicCache, GenerationConf
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from rllib_vlm.errors import ModelError
-from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
+from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
-from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
 from rllib_vlm.models.decoding import Sampled, batches_by_length, sample_completions
 from rllib_vlm.models.mllama.chat import llama_chat
 from rllib_vlm.models.mllama.config import Loaded, ModelSettings, load
@@ -48,6 +47,8 @@ class Mllama(TextSide):
     """
 
     packs = False
+    settings = ModelSettings
+    load = staticmethod(load)
     labels_images = False
 
     def __init__(self, loaded: Loaded, config: ModelSettings) -> None:
@@ -61,37 +62,6 @@ class Mllama(TextSide):
         )
         self.images = loaded.images
         self.config = config
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> Mllama:
-        """From `rl_module.model_config`; its keys are the fields of `ModelSettings`.
-
-        Raises:
-            UnknownNameError: a key or size there is not.
-            ModelError: the checkpoint is missing or of another architecture, or values do not fit.
-        """
-        settings = ModelSettings.read(config)
-        family = cls(load(settings), settings)
-        family.model.eval()  # no dropout anywhere; sampling and learning see the same function
-        if settings.lora is not None:
-            add_lora(family.model, settings.lora)
-        if settings.freeze:
-            freeze(family.model, settings.freeze)
-        return family
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        """Refuses keys, sizes and values that `build` would refuse, without loading anything.
-
-        Raises:
-            UnknownNameError: a key or size there is not.
-            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a packaged model
-                there is not. Directories are left to `build`: they may lie on the workers' machines alone.
-        """
-        settings = ModelSettings.read(config)
-        check_lora(settings.lora)
-        if settings.checkpoint is not None and settings.checkpoint.startswith(PACKAGED):
-            resolve_checkpoint(settings.checkpoint)
 
     @property
     def device(self) -> torch.device:

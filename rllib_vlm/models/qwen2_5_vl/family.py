@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
-from rllib_vlm.models.adapters import add_lora, check_lora, freeze, without_lora
+from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
-from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
 from rllib_vlm.models.decoding import batches_by_length
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
@@ -60,6 +58,8 @@ class Qwen25VL(TextSide):
     """
 
     packs = True
+    settings = ModelConfig
+    load = staticmethod(load)
     labels_images = True
 
     def __init__(self, loaded: Loaded, config: ModelConfig) -> None:
@@ -74,37 +74,6 @@ class Qwen25VL(TextSide):
         )
         self.images = loaded.images
         self.config = config
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> Qwen25VL:
-        """From `rl_module.model_config`; its keys are the fields of `ModelConfig`.
-
-        Raises:
-            UnknownNameError: a key or size there is not.
-            ModelError: the checkpoint is missing or of another architecture, or values do not fit.
-        """
-        settings = ModelConfig.read(config)
-        family = cls(load(settings), settings)
-        family.model.eval()  # no dropout anywhere; sampling and learning see the same function
-        if settings.lora is not None:
-            add_lora(family.model, settings.lora)
-        if settings.freeze:
-            freeze(family.model, settings.freeze)
-        return family
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        """Refuses keys, sizes and values that `build` would refuse, without loading anything.
-
-        Raises:
-            UnknownNameError: a key or size there is not.
-            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a packaged model
-                there is not. Directories are left to `build`: they may lie on the workers' machines alone.
-        """
-        settings = ModelConfig.read(config)
-        check_lora(settings.lora)
-        if settings.checkpoint is not None and settings.checkpoint.startswith(PACKAGED):
-            resolve_checkpoint(settings.checkpoint)
 
     @property
     def device(self) -> torch.device:
