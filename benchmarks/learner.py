@@ -1,10 +1,10 @@
 """How fast a learner learns, against a bare PyTorch loop on the same packed rows.
 
-`python -m benchmarks learner [rounds=7]`: FrozenLake with one picture a turn and GRPO, the tiny vision model, two threads.
-The learner's time is that of a whole update: episodes to rows, packing, forward and backward, metrics, optimizer. The
-bare loop is given the packed micro-batches as tensors and does nothing else than learn: this model's own layers, log-probs and
-entropy of the sampled tokens, the clipped loss, backward, clipping, AdamW. The two take turns. Under `details` also
-a loop over transformers' own forward, which is what a bare loop usually is. About a minute.
+`python -m benchmarks learner [rounds=7]`: FrozenLake with one picture a turn and GRPO, the tiny vision model, two
+threads. The learner's time is that of a whole update: episodes to rows, packing, forward and backward, metrics,
+optimizer. The bare loop is given the packed micro-batches as tensors and does nothing else than learn: this model's own
+layers, log-probs and entropy of the sampled tokens, the clipped loss, backward, clipping, AdamW. The two take turns.
+Under `details` also a loop over transformers' own forward, which is what a bare loop usually is. About 2 minutes.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._arguments import numbers
 from rllib_vlm.core.scoring import OutputLayer, score_tokens
-from rllib_vlm.errors import UnknownNameError
 from rllib_vlm.losses.logprobs import SelectedLogprobs, selected_logprobs
 from rllib_vlm.types import SamplingParams
 
@@ -32,11 +32,7 @@ _DEFAULTS = {"positions": 2048, "hidden": 896, "rounds": 5}
 
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: peak memory of the tiles over that of all logits at once."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    for key in given:
-        if key not in _DEFAULTS:
-            raise UnknownNameError("arguments of logits_memory", key, _DEFAULTS)
-    size = {key: int(given.get(key, default)) for key, default in _DEFAULTS.items()}
+    size = numbers("logits_memory", arguments, _DEFAULTS)
     passes: dict[str, list[dict[str, float]]] = {"tiles": [], "all": []}
     for _ in range(size["rounds"]):
         for way, found in passes.items():

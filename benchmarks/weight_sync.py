@@ -1,11 +1,11 @@
-"""New weights from a learner to an engine in another process, against one copy of as many bytes through shared memory.
+"""New weights from a learner to an engine in another process, against one copy of the bytes through shared memory.
 
-`python -m benchmarks weight_sync [hidden=512] [layers=8] [rounds=15]`: a learner in the driver, an env runner in an actor
-of Ray, and what the algorithm does after each update: state of what learns, into the object store, out of it and into the
-engine's model, until the runner has answered. The other way is the least that any transport between two
-processes does: one process writes the bytes into a shared block, another copies them out into memory of its own, and
-says so. `details` has the share of a whole iteration, too: 16 episodes of 8 turns, sampled and learnt from. By default
-26 million parameters, 104 MB; about 2 minutes.
+`python -m benchmarks weight_sync [hidden=512] [layers=8] [rounds=15] [iterations=3]`: a learner in the driver, an env
+runner in an actor of Ray, and what the algorithm does after each update: state of what learns, into the object store,
+out of it and into the engine's model, until the runner has answered. The other way is the least that any transport
+between two processes does: one writes the bytes into a shared block, another copies them out into memory of its own,
+and says so. `details` has the share of a whole iteration, too: 16 episodes of 8 turns, sampled and learnt from. By
+default 26 million parameters, 104 MB; about 2 minutes.
 """
 
 from __future__ import annotations
