@@ -16,9 +16,10 @@ class Target:
     way: Literal["least", "most"]  # the bound is the least, or the most, that will do
     detail: str | None = None  # of `details`; None is the benchmark's `value`
 
-    def figure(self, result: Mapping[str, Any]) -> float:
-        """Of a result, as a benchmark returns it."""
-        return float(result["value"] if self.detail is None else result["details"][self.detail])
+    def figure(self, result: Mapping[str, Any]) -> float | None:
+        """Of a result, as a benchmark returns it; None where only a part of the benchmark was run."""
+        found = result["value"] if self.detail is None else result["details"].get(self.detail)
+        return None if found is None else float(found)
 
     def holds(self, figure: float) -> bool:
         return figure >= self.bound if self.way == "least" else figure <= self.bound
