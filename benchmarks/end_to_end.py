@@ -1,9 +1,10 @@
 """Wall clock to a success rate on held-out episodes, of two source trees: an older commit against the present one.
 
-`python -m benchmarks end_to_end BEFORE AFTER [goal=60] [seeds=1] [every=2]`. Each of the two is a source tree (say of
-`git worktree add`), in which `tuned_examples/spoc.yaml` is then run once a seed, with an evaluation every `every` updates,
-or the folder of such a run, which is read. The clock of a run is that of its iterations less what evaluating took:
-evaluations are how this is measured, not part of the work. A run of 16 updates takes about half an hour on two cores.
+`python -m benchmarks end_to_end BEFORE AFTER [goal=60] [seeds=1] [every=2]`. Each of the two is a source tree (say
+of `git worktree add`), in which `tuned_examples/spoc.yaml` is then run once a seed, with an evaluation every
+`every` updates, or the folder of such a run, which is read. The clock of a run is that of its iterations less what
+evaluating took: evaluations are how this is measured, not part of the work. A run of 16 updates takes about half an
+hour on two cores.
 """
 
 from __future__ import annotations

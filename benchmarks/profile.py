@@ -1,9 +1,9 @@
 """Where the time of one iteration goes: phases of a real run, from the metrics it reports (docs/metrics.md).
 
-`python -m benchmarks profile [RUN] [updates=3]`: `tuned_examples/spoc.yaml` without its warm start and evaluations for
-so many updates, or a run's or trial's folder that is there already. Phases are medians over the updates of reinforcement
-learning, the first of a run left out, which warms up. Env runners work at the same time: their phases are means over
-runners, and what their call took beyond these is `sampling, the rest`. About 4 minutes.
+`python -m benchmarks profile [RUN] [updates=3]`: `tuned_examples/spoc.yaml` without its warm start and evaluations
+for so many updates, or a run's or trial's folder that is there already. Phases are medians over the updates of RL,
+the first of a run left out, which warms up. Env runners work at the same time: their phases are means over runners,
+and what their call took beyond these is `sampling, the rest`. About 4 minutes.
 """
 
 from __future__ import annotations
