@@ -16,7 +16,7 @@ from benchmarks._trl_game import THREADS, Case, peak_mib
 def play(pipe: Connection, case: Case, folder: str, steps: int) -> None:
     """Builds the algorithm, says so, then takes `steps` steps, each when told, and tells of each."""
     torch.set_num_threads(THREADS)
-    ray.init(num_cpus=THREADS, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=THREADS, include_dashboard=False, log_to_driver=False)
     config = case.config().rl_module(model_config={"checkpoint": folder})
     config.env_runners(
         num_env_runners=0, num_envs_per_env_runner=config.groups_per_update * config.group_size

@@ -51,6 +51,7 @@ from rllib_vlm.sims.frozen_lake import FrozenLake
 
 _PARSER = build_parser("no_think")
 _OVER = "The game is over."
+_LOOK_BACK = 40  # tokens at the end of a prompt that hold such a message whole
 # The tokenizer's own ChatML, with calls and what tools answer in it, as `environment_factory` wants it.
 _TEMPLATE = (
     "{% for message in messages %}"
@@ -208,12 +209,10 @@ def _tasks(case: Case, steps: int) -> Dataset:
 def _processing(folder: str, case: Case) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.chat_template = _TEMPLATE
-    over = tokenizer(_OVER)["input_ids"]
 
     def parse(ids: Any, prefix: Any = (), tools: Any = None) -> dict[str, Any]:
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        last = list(prefix[-2 * len(over) - 8 :])
-        if any(last[i : i + len(over)] == over for i in range(len(last))):
+        if _OVER in tokenizer.decode(prefix[-_LOOK_BACK:]):
             return {"role": "assistant", "content": text}
         call = {"type": "function", "function": {"name": "act", "arguments": {"answer": text}}}
         return {"role": "assistant", "content": "", "tool_calls": [call]}

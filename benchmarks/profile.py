@@ -95,7 +95,7 @@ def _short_run(updates: int) -> list[dict[str, Any]]:
     from rllib_vlm.config.resources import examples
     from rllib_vlm.config.runner import register
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         experiment = load(examples()["spoc"], overrides=_SETTINGS)[0]
         register(experiment)

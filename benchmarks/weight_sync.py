@@ -31,7 +31,7 @@ def run(*arguments: str) -> dict[str, Any]:
     size = numbers("weight_sync", arguments, _DEFAULTS)
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     algorithm = _config(size["hidden"], size["layers"]).build_algo()
     try:
         group = algorithm.env_runner_group
