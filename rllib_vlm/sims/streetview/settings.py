@@ -97,7 +97,8 @@ def check_settings(
         opened = opened.beside("visual_ood", other)
     return Settings(
         data=opened, mode=mode, split=split, observation=observation, resolution=resolution,
-        verify_iter=verify_iter, account=account, reward=reward, weights=reward_weights(weights), grade_instruction=grade_instruction,
+        verify_iter=verify_iter, account=account, reward=reward, weights=reward_weights(weights),
+        grade_instruction=grade_instruction,
         rail=RailSettings(
             original=mode == "parity", absolute=action_set == "absolute", relocation=relocation,
             drop_rate=float(drop_rate), straight_line_length=straight_line_length,
