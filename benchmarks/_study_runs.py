@@ -154,12 +154,11 @@ def _in_short(name: str, test: Mapping[str, Any]) -> str:
 
 def _config(one: Run, example: str, start: Path | None) -> Any:
     """An example's, in this process, with the start's weights in place of random ones and no warm start before RL."""
-    experiment = load(examples()[example], overrides=_SETTINGS)[0]
+    overrides = (*_SETTINGS, f"rl_module.model_config.seed={one.seed}")
+    experiment = load(examples()[example], overrides=overrides)[0]
     register(experiment)
     config = experiment.config.copy(copy_frozen=False).callbacks([]).debugging(seed=one.seed)
-    if start is None:
-        config.rl_module(model_config={**config.model_config, "seed": one.seed})
-    else:
+    if start is not None:
         family = config.model_config["family"]
         config.rl_module(model_config={"family": family, "checkpoint": str(start)})
         if one.arm == "rl":
