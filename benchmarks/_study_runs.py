@@ -39,7 +39,7 @@ _SETTINGS = (
     "learners.num_learners=0",
     "evaluation.evaluation_at=[]",
 )
-_TOKENS = "learners/default_policy/tokens"
+_TOKENS = "learners/__all_modules__/num_tokens_trained_lifetime"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def play(one: Run, folder: Path, rows: Mapping[Run, Mapping[str, Any]]) -> dict[
     cpu_s, tokens, updates = 0.0, 0.0, 0
     try:
         while True:
-            tests = {name: play() for name, play in testers.items()}
+            tests = {name: test() for name, test in testers.items()}
             points.append(
                 {"updates": updates, "cpu_s": round(cpu_s, 1), "tokens": int(tokens), "tests": tests}
             )
@@ -127,11 +127,11 @@ def play(one: Run, folder: Path, rows: Mapping[Run, Mapping[str, Any]]) -> dict[
                 begun = time.process_time()
                 result = algorithm.train()
                 cpu_s += time.process_time() - begun
-                tokens += look_up(result, _TOKENS) or 0.0
+                tokens = look_up(result, _TOKENS) or tokens
                 updates += 1
     finally:
-        for play in testers.values():
-            play.close()
+        for test in testers.values():
+            test.close()
         algorithm.stop()
 
 
@@ -183,7 +183,7 @@ def _teach(one: Run, start: Path, say: Callable[..., object]) -> None:
         begun, tokens = time.process_time(), 0.0
         try:
             while algorithm.run_state.phase == "warm_start":
-                tokens += look_up(algorithm.train(), _TOKENS) or 0.0
+                tokens = look_up(algorithm.train(), _TOKENS) or tokens
             spent = time.process_time() - begun
             algorithm.save_to_path(str(Path(scratch) / "checkpoint"))
         finally:
