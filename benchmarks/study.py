@@ -1,6 +1,6 @@
 """Does RL generalise where SFT memorises? The comparison of arXiv 2501.17161 at the size of a CPU.
 
-`python -m benchmarks study [virl] [cards] [start=broad] [seeds=3] [out=FILE]`
+`python -m benchmarks study [virl] [cards] [start=broad,narrow] [seeds=3] [out=FILE]`; by default virl, from a broad start.
 
 A small model of random weights is first taught by the expert until it follows some of the way (the *start*). Then it
 goes on in two ways, on the training tasks alone: with PPO (`tuned_examples/NAME_ppo.yaml`), or with more of the
@@ -34,6 +34,9 @@ from benchmarks._study_runs import ARMS, COMPARISONS, STARTS, Run, play, setting
 from rllib_vlm.config.runner import start_ray
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 from rllib_vlm.files import append_json_line, write_text
+
+
+_FIRST = "virl"
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class _Options:
 def _options(arguments: Sequence[str]) -> _Options:
     """Raises UnknownNameError for a name that is none, RLlibVLMError for a number that is none."""
     values = dict(a.split("=", 1) for a in arguments if "=" in a)
-    tasks = tuple(dict.fromkeys(a for a in arguments if "=" not in a)) or tuple(COMPARISONS)
+    tasks = tuple(dict.fromkeys(a for a in arguments if "=" not in a)) or (_FIRST,)
     starts = tuple(dict.fromkeys(values.get("start", STARTS[0]).split(",")))
     known = (
         (COMPARISONS, tasks),
