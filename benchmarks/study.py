@@ -1,6 +1,6 @@
 """Does RL generalise where SFT memorises? The comparison of arXiv 2501.17161 at the size of a CPU.
 
-`python -m benchmarks study [virl] [cards] [start=broad,narrow] [seeds=3] [out=FILE]`; by default virl, from a broad start.
+`python -m benchmarks study [virl] [cards] [start=broad,narrow] [seeds=3] [out=FILE]`; by default virl from `broad`.
 
 A small model of random weights is first taught by the expert until it follows some of the way (the *start*). Then it
 goes on in two ways, on the training tasks alone: with PPO (`tuned_examples/NAME_ppo.yaml`), or with more of the
@@ -35,7 +35,6 @@ from rllib_vlm.config.runner import start_ray
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 from rllib_vlm.files import append_json_line, write_text
 
-
 _FIRST = "virl"
 
 
@@ -44,19 +43,17 @@ def run(*arguments: str) -> dict[str, Any]:
     options = _options(arguments)
     wanted = _wanted(options)
     rows = _read(options.out)
-    with _kept(options.out) as folder:
-        if any(one not in rows for one in wanted):
-            torch.set_num_threads(1)
-            start_ray(dashboard=False, num_cpus=1)
+    missing = [one for one in wanted if one not in rows]
+    if missing:
+        torch.set_num_threads(1)
+        start_ray(dashboard=False, num_cpus=1)
         try:
-            for one in wanted:
-                if one in rows:
-                    continue
-                rows[one] = play(one, folder, rows)
-                if options.out is not None:
-                    append_json_line(
-                        options.out, {**asdict(one), **rows[one], "settings": settings(one.task)}
-                    )
+            with _kept(options.out) as folder:
+                for one in missing:
+                    rows[one] = play(one, folder, rows)
+                    if options.out is not None:
+                        line = {**asdict(one), **rows[one], "settings": settings(one.task)}
+                        append_json_line(options.out, line)
         finally:
             ray.shutdown()
     found = {one: rows[one] for one in wanted}
