@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -214,7 +214,9 @@ class Rollout:
         settings = self._settings
         episode = SingleAgentEpisode()
         episode.custom_data.update({GROUP: member.task.group, TASK_SEED: member.task.seed})
-        rng = np.random.default_rng([settings.seed, member.task.seed, member.index, member.attempt])
+        # Two groups of a call may play the same task.
+        own = [settings.seed, member.task.seed, member.key, member.index, member.attempt]
+        rng = np.random.default_rng(own)
         play = _Play(member, episode, rng)
         demonstrations = settings.demonstrations
         if demonstrations is not None:
@@ -325,9 +327,9 @@ class Rollout:
                 play.answer = play.label
                 expert_acts.append(slot)
                 continue
-            request = GenerationRequest(
-                prompt=prompt, sampling=self._settings.sampling, session=play.episode.id_
-            )
+            # Of the turn's own: what is sampled does not depend on who else was ready.
+            sampling = replace(self._settings.sampling, seed=int(play.rng.integers(2**31)))
+            request = GenerationRequest(prompt=prompt, sampling=sampling, session=play.episode.id_)
             self._generating[slot] = self._backend.submit(request)
         self._act(expert_acts)
 

@@ -376,7 +376,6 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             settings=settings,
             on_event=self._on_event,
         )
-        self.module.backend.seed(settings.seed)
         was_training = self.module.training
         self.module.eval()
         with torch.no_grad():
