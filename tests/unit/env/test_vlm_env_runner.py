@@ -14,7 +14,8 @@ from tiny import MODEL, tiny_config
 from rllib_vlm.backends.scripted import ScriptedBackend
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.env.tasks import Task, heldout_tasks
-from rllib_vlm.env.vlm_env_runner import FrozenWeights, VLMEnvRunner
+from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.env.weights import FrozenWeights
 from rllib_vlm.sims.cards.deck import NAMES
 from rllib_vlm.sims.cards.solver import solutions
 
