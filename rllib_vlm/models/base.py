@@ -80,8 +80,14 @@ class VLMFamily(Protocol):
             ModelError: a value that does not fit.
         """
 
-    def encode(self, messages: Sequence[Message]) -> Prompt:
-        """Messages to a prompt that ends where the assistant's answer begins."""
+    def encode(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins.
+
+        Args:
+            messages: a conversation so far.
+            after: the prompt that the first of them is the sampled answer to; what comes out is what the whole
+                conversation would be encoded to, for the price of what is new.
+        """
 
     def label(
         self,

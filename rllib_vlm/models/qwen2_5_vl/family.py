@@ -79,16 +79,16 @@ class Qwen25VL(TextSide):
     def device(self) -> torch.device:
         return self.model.model.language_model.embed_tokens.weight.device
 
-    def encode(self, messages: Sequence[Message]) -> Prompt:
-        """Messages to a prompt that ends where the assistant's answer begins.
+    def encode(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins; `after` as in `VLMFamily.encode`.
 
         Raises:
             ModelError: a message's `<image>` and images differ in number, or an image is malformed.
         """
         images = tuple(self.images.resize(image) for message in messages for image in message.images)
         counts = [self.images.tokens(*image.shape[:2]) for image in images]
-        ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
-        return Prompt(token_ids=ids, images=images, text=text)
+        ids, text = self._chat.prompt(messages, counts, self.stop_token_ids, after)
+        return Prompt(token_ids=ids, images=(*after.images, *images) if after else images, text=text)
 
     def label(
         self,

@@ -141,6 +141,7 @@ def _read(language: Any, prefill: Prefill, steps: int) -> tuple[Tensor, _Decoder
     width = past + new
     cache = Cache.empty(language, batch, width + steps, x)
     for row, pairs in enumerate(prefill.pasts):
+        cache.pairs[:, row, :, : past - kept[row]] = 0.0
         if pairs is not None:
             cache.pairs[:, row, :, past - kept[row] : past] = pairs
     cache.used = past
