@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.rollout import lake_config
+from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.core.learner import VLMTorchLearner
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
@@ -12,9 +12,21 @@ from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 _EPISODES, _MINIBATCH = 48, 64
 
 
+def _lake_config() -> VLMPPOConfig:
+    """One picture of 84x84 a turn, answers of a few tokens, episodes that go to the turn limit or the goal."""
+    config = VLMPPOConfig()
+    config.environment("frozen_lake", env_config={"observation": "vision", "max_steps": 50})
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=16, torch_threads=1)
+    config.learners(torch_threads=1)
+    config.prompting(parser="no_think", template="short", history="current")
+    config.generation(max_new_tokens=12).simulation(max_turns=8)
+    config.rl_module(model_config={"size": "tiny"})
+    return config
+
+
 def run() -> dict[str, Any]:
     """The headline figure is tokens per second, prompts included, of a PPO update with critic and entropy."""
-    config = lake_config().training(entropy_coeff=0.01)
+    config = _lake_config().training(entropy_coeff=0.01)
     runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
     spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False)
     learner = VLMTorchLearner(config=config, module_spec=spec)

@@ -77,6 +77,16 @@ def test_no_episode_is_favoured_for_being_short():
     assert [e.custom_data[TASK_SEED] for e in episodes] == [alone.tasks.draw().seed for _ in range(40)]
 
 
+def test_what_is_sampled_does_not_depend_on_who_plays_beside():
+    together, alone = tiny_config("ppo"), tiny_config("ppo")
+    alone.env_runners(num_envs_per_env_runner=1)
+    tasks = [Task("train", seed) for seed in (3, 4, 3, 5, 6)]  # the same task twice, as two groups
+    played = [make_runner(c).play_groups(tasks, seed=7).items for c in (together, alone)]
+    answers = [[[a.token_ids.tolist() for a in e.get_actions()] for e in episodes] for episodes in played]
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[0][2]
+
+
 def test_no_completion_is_wasted():
     runner = make_runner(tiny_config("ppo"))
     episodes = runner.sample(num_episodes=10)
