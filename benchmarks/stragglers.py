@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,34 +13,10 @@ import torch
 
 from benchmarks.rollout import lake_config
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
-from rllib_vlm.sims.base import Info, Observation
-from rllib_vlm.sims.frozen_lake import FrozenLake
 
 _FAST, _SLOW_S, _ROUNDS = 15, 2.0, 5
 _EPISODES, _LOCKSTEP_EPISODES = 90, _FAST + 1
 _TURNS = 4  # of an episode, so that the slow simulator's last one is soon over
-
-
-class SlowLake(FrozenLake):
-    """A frozen lake whose turns take `seconds` in the first process that claims `claim`, and no time elsewhere."""
-
-    def __init__(self, *, seconds: float, claim: str, **lake: Any) -> None:
-        super().__init__(**lake)
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            seconds = 0.0
-        self._seconds = seconds
-
-    def turn(self, actions: Sequence[str]) -> tuple[Observation, float, bool, bool, Info]:
-        time.sleep(self._seconds)
-        return super().turn(actions)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, Info]:
-        observation, info = super().reset(seed=seed, options=options)
-        return observation, {**info, "slow": self._seconds > 0}
 
 
 class _Clock:
@@ -63,7 +37,7 @@ def _runner(directory: str, name: str, *, slow: bool, batch_wait_ms: float) -> t
         claim.touch()
     config = lake_config(_FAST + slow).simulation(process="subprocess", max_turns=_TURNS)
     lake = {**config.env_config, "seconds": _SLOW_S, "claim": str(claim)}
-    config.environment("benchmarks.stragglers:SlowLake", env_config=lake)
+    config.environment("benchmarks._slow_lake:SlowLake", env_config=lake)
     config.env_runners(batch_wait_ms=batch_wait_ms)
 
     # Functions, and no methods: a copied configuration copies what a method is bound to.

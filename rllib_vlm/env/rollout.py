@@ -125,8 +125,7 @@ class Rollout:
         idle = deque(range(len(self._pool)))
         limit = 100 + 10 * len(self._pool)
         while not queue.done:
-            while idle and (member := queue.take()) is not None:
-                self._start(idle.popleft(), member)
+            self._start_idle(idle, queue)
             ready: list[int] = []
             for slot, outcome in self._simulated():
                 if isinstance(outcome, SlotFailure):
@@ -138,6 +137,7 @@ class Rollout:
                     queue.finish(self._plays[slot].member, self._plays[slot].episode)
                 self._leave(slot)
                 idle.append(slot)
+            self._start_idle(idle, queue)  # before generating: their simulators work meanwhile
             self._ask(ready)
             answered = self._answered()
             dropped = [slot for slot in answered if queue.is_dropped(self._plays[slot].member)]
@@ -171,6 +171,10 @@ class Rollout:
     def _leave(self, slot: int) -> None:
         self._simulating.pop(slot, None)
         self._backend.end_session(self._plays.pop(slot).episode.id_)
+
+    def _start_idle(self, idle: deque[int], queue: EpisodeQueue) -> None:
+        while idle and (member := queue.take()) is not None:
+            self._start(idle.popleft(), member)
 
     def _start(self, slot: int, member: Member) -> None:
         settings = self._settings
