@@ -154,7 +154,10 @@ class Rollout:
     def _simulated(self) -> list[tuple[int, SlotStep | SlotFailure]]:
         """Outcomes of the simulators that are ready, waiting for one as long as there is nothing else to do."""
         if self._bell is not None:
+            start, only_generates = time.perf_counter(), not self._simulating
             outcomes = self._pool.poll(_WAIT_S, self._bell.connection)
+            if only_generates:
+                self.counts.generate_s += time.perf_counter() - start
         else:
             outcomes = self._pool.poll(min(_WAIT_S, self._batch_wait()) if self._generating else _WAIT_S)
         for slot, _ in outcomes:
