@@ -58,7 +58,8 @@ def test_runs_that_stand_in_the_file_are_summed_up_drawn_and_not_run_again(tmp_p
     assert details["virl from broad, rule_ood: SFT"].startswith("12.5% (")
     assert details["virl from broad, visual_ood: RL minus SFT"].startswith("-20.8 (")
     table = (tmp_path / "rows.md").read_text()
-    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in table.splitlines()}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    cells = {line[0]: line[1:] for line in lines if line}
     assert [cell.split("%")[0] for cell in cells["in distribution: success"][:3]] == ["50.0", "87.5", "97.9"]
     assert cells["CPU-seconds a run"][1:3] == ["55", "56"]
     assert cells["tokens learnt from a run"][1:3] == ["55,000", "56,000"]

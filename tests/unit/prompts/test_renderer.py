@@ -257,7 +257,9 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_named_all_at_once() -> None:
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'short'.*Known: actions, bare, default, short, vagen"):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'short'.*Known: actions, bare, default, short, vagen"
+    ):
         renderer(template="shrt")
     with pytest.raises(ConfigErrors) as error:
         renderer(max_actions=0, observation="smell", max_images=-1, image_placeholder=IMAGE_PLACEHOLDER)
