@@ -78,7 +78,9 @@ class VLMTorchLearner(TorchLearner):
         world, rank = 1, 0
         if self.distributed:
             world, rank = dist.get_world_size(), dist.get_rank()
-            for tensor in module.state_dict().values():  # random initialisation must not differ between learners
+            for (
+                tensor
+            ) in module.state_dict().values():  # random initialisation must not differ between learners
                 dist.broadcast(tensor, src=0)
         settings = config.engine_settings
         self._engine = make_engine(module, settings, device=self._device, rank=rank, world=world)

@@ -40,7 +40,9 @@ def read_rows(
     """
     found: dict[str, dict[int, Column]] = {name: {} for name in names}
     rounds = -(-len(rows) // _ROWS_AT_A_TIME)
-    for start in range(0, _ROWS_AT_A_TIME * (lockstep.rounds(rounds) if lockstep else rounds), _ROWS_AT_A_TIME):
+    for start in range(
+        0, _ROWS_AT_A_TIME * (lockstep.rounds(rounds) if lockstep else rounds), _ROWS_AT_A_TIME
+    ):
         some = rows[start : start + _ROWS_AT_A_TIME]
         packed = None
         if some:

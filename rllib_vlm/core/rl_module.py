@@ -151,7 +151,9 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """See `_forward_train`."""
         own = super().forward_train
-        found: dict[str, Any] = own(batch, **kwargs) if self.store is None else self.store.run(own, batch, **kwargs)
+        found: dict[str, Any] = (
+            own(batch, **kwargs) if self.store is None else self.store.run(own, batch, **kwargs)
+        )
         return found
 
     @override(TorchRLModule)
@@ -404,7 +406,11 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return self.state_dict() if self.store is None else self.store.weights()
 
     def _load_weights(self, state: Mapping[str, Tensor]) -> Any:
-        return self.load_state_dict(state, strict=False) if self.store is None else self.store.load_weights(state)
+        return (
+            self.load_state_dict(state, strict=False)
+            if self.store is None
+            else self.store.load_weights(state)
+        )
 
     def like(self, weights: Mapping[str, Tensor]) -> VLMRLModule:
         """A module of the same kind in one piece, with these weights, in the same place."""

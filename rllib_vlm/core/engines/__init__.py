@@ -21,7 +21,9 @@ def make_engine(module: nn.Module, settings: EngineSettings, **place: Any) -> En
         MissingExtraError: the engine's package is not installed.
     """
     if settings.kind == "deepspeed":
-        from rllib_vlm.core.engines.deepspeed import DeepSpeedEngine  # imports DeepSpeed, which not everyone has
+        from rllib_vlm.core.engines.deepspeed import (
+            DeepSpeedEngine,
+        )  # imports DeepSpeed, which not everyone has
 
         return DeepSpeedEngine(module, settings, **place)
     from rllib_vlm.core.engines.plain import PlainEngine

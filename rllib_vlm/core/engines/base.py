@@ -44,7 +44,9 @@ class Engine(Protocol):
         norm = engine.step(allowed)
     """
 
-    lockstep: bool  # all learners must run equally many passes, of the same kind (see `core.engines.lockstep`)
+    lockstep: (
+        bool  # all learners must run equally many passes, of the same kind (see `core.engines.lockstep`)
+    )
 
     def zero_grad(self) -> None:
         """Forgets gradients."""

@@ -64,7 +64,8 @@ class DeepSpeedEngine:
         self._engine: Any = self._start(settings)
         self._zero: Any = self._engine.optimizer
         self.optimizer.lay_out(
-            list(self._fragments()), sharded=world > 1 and self._zero is not self.optimizer and self._stage > 0
+            list(self._fragments()),
+            sharded=world > 1 and self._zero is not self.optimizer and self._stage > 0,
         )
         module.store = self  # type: ignore[assignment]
         self._forget()
@@ -300,7 +301,9 @@ class DeepSpeedEngine:
         else:
             found = nn.Module.load_state_dict(self._module, whole, strict=False)
         if not self._clips_here:
-            self.optimizer.scatter(MASTER, {name: whole[name].float() for name in self._trained if name in whole})
+            self.optimizer.scatter(
+                MASTER, {name: whole[name].float() for name in self._trained if name in whole}
+            )
         self._shared = None
         self.share_weights()
         return found
