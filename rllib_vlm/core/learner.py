@@ -249,6 +249,10 @@ class VLMTorchLearner(TorchLearner):
             dist.all_reduce(occurs)
         return {label.words: row.nonzero()[:, 0] for row, label in zip(occurs, labels, strict=True)}
 
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return list(self._engine.optimizers.values())
+
     def _apply(self) -> None:
         """Clips and steps; a step is left out and counted where loss or gradient is not finite or the guard objects."""
         finite = False

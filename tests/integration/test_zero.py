@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killable import WORKERS, Run, results
 from safetensors.torch import load_file
 from tiny import tiny_config
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -195,7 +196,7 @@ def configuration(name: str | None, learners: int):
     return config.learners(**settings(name)) if name else config
 
 
-def run(config, iterations: int, restore: Path | None = None, save: Path | None = None):
+def train(config, iterations: int, restore: Path | None = None, save: Path | None = None):
     """What each iteration reports, and the weights at the end."""
     algorithm = config.build_algo()
     try:
@@ -212,11 +213,11 @@ def run(config, iterations: int, restore: Path | None = None, save: Path | None 
 
 
 def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_path: Path):
-    whole, end = run(configuration(None, 0), 5)
-    two, _ = run(configuration("2", 2), 2, save=tmp_path / "a")
-    one, _ = run(configuration("3", 0), 1, restore=tmp_path / "a", save=tmp_path / "b")
-    again, _ = run(configuration("3", 2), 1, restore=tmp_path / "b", save=tmp_path / "c")
-    last, same_end = run(configuration(None, 0), 1, restore=tmp_path / "c")
+    whole, end = train(configuration(None, 0), 5)
+    two, _ = train(configuration("2", 2), 2, save=tmp_path / "a")
+    one, _ = train(configuration("3", 0), 1, restore=tmp_path / "a", save=tmp_path / "b")
+    again, _ = train(configuration("3", 2), 1, restore=tmp_path / "b", save=tmp_path / "c")
+    last, same_end = train(configuration(None, 0), 1, restore=tmp_path / "c")
     assert_same_curve([*two, *one, *again, *last], whole)
     for weight, value in end.items():
         np.testing.assert_allclose(same_end[weight], value, atol=1e-3, err_msg=weight)
@@ -263,15 +264,14 @@ zero:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_survives_the_death_of_a_learner(tmp_path: Path):
-    import test_kills
 
     (tmp_path / "x.yaml").write_text(RUN)
-    process = test_kills.Run(tmp_path, "--name", "run")
+    process = Run(tmp_path, "--name", "run")
     process.get_further()
-    process.lose(test_kills.WORKERS["learner"])
+    process.lose(WORKERS["learner"])
     out = process.end()
     assert process.process.returncode == 0, out
-    assert sorted(test_kills.results(tmp_path / "run")) == [1, 2, 3, 4]
+    assert sorted(results(tmp_path / "run")) == [1, 2, 3, 4]
 
 
 @pytest.mark.timeout(600)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from rllib_vlm.core.optimizers import Optimizer
@@ -44,9 +45,8 @@ class Engine(Protocol):
         norm = engine.step(allowed)
     """
 
-    lockstep: (
-        bool  # all learners must run equally many passes, of the same kind (see `core.engines.lockstep`)
-    )
+    optimizers: Mapping[str, torch.optim.Optimizer]  # by name
+    lockstep: bool  # all learners must run equally many passes of the same kinds (`core.engines.lockstep`)
 
     def zero_grad(self) -> None:
         """Forgets gradients."""

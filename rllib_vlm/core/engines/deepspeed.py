@@ -1,6 +1,6 @@
 """DeepSpeed: weights, gradients and optimizer state in parts over the learners (ZeRO), or offloaded to the CPU.
 
-Facts about DeepSpeed 0.19 that this stands on are told where they matter, and held to by tests/integration/test_zero.py.
+What it stands on is DeepSpeed 0.19; tests/integration/test_zero.py holds that to what plain torch learns.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class DeepSpeedEngine:
             betas=settings.betas,
             eps=settings.epsilon,
         )
+        self.optimizers: dict[str, torch.optim.Optimizer] = {ADAMW: self.optimizer}
         self._bound = settings.grad_clip or 0.0
         self._passes = 0
         self._entry = _Entry(module)
