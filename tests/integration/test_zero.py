@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from updates import Updates, weights
 from rllib_vlm.core.step_guard import StepGuard
 
 pytest.importorskip("deepspeed", reason="pip install 'rllib_vlm[deepspeed]'")
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 # The smallest weights are in parts, too, which DeepSpeed would keep whole.
 EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
@@ -61,13 +61,9 @@ def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, fl
             assert own[name] == pytest.approx(value, rel=1e-3, abs=1e-5), f"{name} of update {update}"
 
 
-def close(group) -> None:
-    group.shutdown()
-
-
 def test_twenty_updates_have_the_losses_of_the_plain_engine(text, plain):
     assert max(c["grad_norm"] for c in plain) > 0.5, "so that gradients are clipped"
-    assert plain[0]["imitation_loss"] > 2 * plain[1]["imitation_loss"] or plain[-1] != plain[2]
+    assert plain[1]["imitation_loss"] < plain[0]["imitation_loss"]
     group = text.group(**settings("2"))
     assert_same_curve(text.curve(group, range(20)), plain)
 
@@ -113,6 +109,7 @@ def weights_of(group) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", ["2", "3"])
 def test_two_learners_equal_one(name, vision):
     one, two = vision.group(), vision.group(num_learners=2, **settings(name))
@@ -168,8 +165,6 @@ def test_a_step_that_is_refused_leaves_everything_as_it_was(name, text):
 
 def broken_plan(updates: Updates):
     """Whose loss is not finite: a coefficient beyond float32."""
-    from dataclasses import replace
-
     plan = updates.plan(4)
     return replace(plan, losses=replace(plan.losses, coefficients={"policy": 1e39, "value": 1e39}))
 
@@ -212,6 +207,7 @@ def train(config, iterations: int, restore: Path | None = None, save: Path | Non
         algorithm.stop()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_path: Path):
     whole, end = train(configuration(None, 0), 5)
     two, _ = train(configuration("2", 2), 2, save=tmp_path / "a")
@@ -228,6 +224,7 @@ def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_
     assert not list((tmp_path / "c").rglob("*.pt")), "nothing of DeepSpeed's own, which is pickled"
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_state_in_parts_is_not_given_out_as_if_it_were_whole(text):
     group = text.group(num_learners=2, **settings("2"))
     try:

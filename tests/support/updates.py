@@ -12,7 +12,6 @@ from tiny import tiny_config
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX
-from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -77,7 +76,3 @@ def weights(group: Any) -> dict[str, np.ndarray]:
     """Of the policy and its critic."""
     found = group.get_weights()["default_policy"]
     return {name: np.array(value, copy=True) for name, value in found.items()}
-
-
-def guard(**limits: Any) -> StepGuard:
-    return StepGuard(**limits)
