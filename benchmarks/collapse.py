@@ -289,7 +289,8 @@ def _unchecked(learner: Any) -> None:
 
 
 def _step(learner: Any) -> None:
-    parameters = [p for p in learner._parameters if p.grad is not None]  # noqa: SLF001
+    groups = [group for optimizer in learner._optimizers for group in optimizer.param_groups]  # noqa: SLF001
+    parameters = [p for group in groups for p in group["params"] if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.config.grad_clip))
     for optimizer in learner._optimizers:  # noqa: SLF001
         optimizer.step()

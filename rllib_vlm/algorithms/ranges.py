@@ -134,6 +134,7 @@ RANGES: dict[str, Range] = {
     "num_gpus_per_env_runner": _NOT_NEGATIVE,
     "num_learners": _COUNT_OR_ZERO,
     "num_gpus_per_learner": _NOT_NEGATIVE,
+    "zero_stage": Range(0, 3, whole=True),
     "learner_torch_threads": _COUNT_OR_NONE,
     "env_runner_torch_threads": _COUNT_OR_NONE,
     "batch_wait_ms": _NOT_NEGATIVE,
@@ -154,6 +155,7 @@ _MAPPINGS = (
     "span_weights",
     "mismatch",
     "step_guard",
+    "engine_options",
 )
 _TEXTS = ("image_placeholder", "warm_start_demonstrations")
 

@@ -8,9 +8,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms.engine_validation import engine_errors
 from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
+from rllib_vlm.core.engines.base import EngineKind, Offload
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
@@ -68,6 +70,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "precision": get_args(Precision),
         "old_logprobs": ("sampler", "learner"),
         "optimizer_type": get_args(Optimizer),
+        "learner_engine": get_args(EngineKind),
+        "offload_optimizer": get_args(Offload),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),
@@ -291,6 +295,7 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield "sampling_rounds drops groups whose members all earned the same: it needs a group_size of 2 or more"
     if c.grad_clip is not None and c.grad_clip_by != "global_norm":
         yield f"grad_clip_by is {c.grad_clip_by!r}; only 'global_norm' is supported"
+    yield from engine_errors(c)
     if c.curriculum is not None:
         yield from _curriculum(c.curriculum)
     if c.warm_start_updates and c.warm_start_demonstrations is not None:

@@ -341,7 +341,8 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _share_module(self) -> None:
         """A learner and a runner in this process need one model, not two."""
         runner = self.env_runner_group.local_env_runner
-        self._shared = runner is not None and self.learner_group.is_local and runner.module is not None
+        shares = self.config.learner_engine == "plain" and self.learner_group.is_local
+        self._shared = runner is not None and shares and runner.module is not None
         if self._shared:
             runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
 

@@ -15,6 +15,7 @@ from rllib_vlm import registry
 from rllib_vlm.algorithms.agent_config import AgentConfig
 from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
+from rllib_vlm.core.engines.base import EngineKind, EngineSettings, Offload
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.precision import Precision
@@ -92,6 +93,10 @@ class VLMAlgorithmConfig(AgentConfig):
         self.packing = True
         self.logprob_chunk = 1024
         self.log_entropy = True
+        self.learner_engine: EngineKind = "plain"
+        self.zero_stage = 2
+        self.offload_optimizer: Offload = "none"
+        self.engine_options: dict[str, Any] = {}
         self.learner_torch_threads: int | None = None
         self.env_runner_torch_threads: int | None = 1
         self.batch_wait_ms = 20.0
@@ -256,13 +261,37 @@ class VLMAlgorithmConfig(AgentConfig):
         return self
 
     @override(AlgorithmConfig)
-    def learners(self, *, torch_threads: Any = NotProvided, **kwargs: Any) -> Self:
-        """RLlib's `learners`, and `torch_threads`: CPU threads of a learner.
+    def learners(
+        self,
+        *,
+        engine: Any = NotProvided,
+        zero_stage: Any = NotProvided,
+        offload_optimizer: Any = NotProvided,
+        engine_options: Any = NotProvided,
+        torch_threads: Any = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """RLlib's `learners`, and what learners learn with (docs/engines.md).
 
-        By default a learner in the driver takes all of the machine (the env runners rest meanwhile),
-        and learner actors as many as `num_cpus_per_learner`.
+        Args:
+            engine: "plain": every learner holds all weights and optimizer state; "deepspeed": they are in parts on the
+                learners.
+            zero_stage: of DeepSpeed, what is in parts: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too.
+            offload_optimizer: where DeepSpeed keeps optimizer state and takes its steps: "none" is the learner's
+                device, "cpu" spares a GPU's memory.
+            engine_options: of DeepSpeed's own configuration, e.g. `{zero_optimization: {overlap_comm: true}}`.
+            torch_threads: CPU threads of a learner. By default a learner in the driver takes all of the machine (the
+                env runners rest meanwhile), and learner actors as many as `num_cpus_per_learner`.
+            **kwargs: of `AlgorithmConfig.learners`.
+
+        Returns:
+            This updated AlgorithmConfig object.
         """
-        self._update({"self": self, "learner_torch_threads": torch_threads})
+        given = {
+            "learner_engine": engine, "zero_stage": zero_stage, "offload_optimizer": offload_optimizer,
+            "engine_options": engine_options, "learner_torch_threads": torch_threads,
+        }  # fmt: skip
+        self._update({"self": self, **given})
         super().learners(**kwargs)
         return self
 
@@ -338,6 +367,22 @@ class VLMAlgorithmConfig(AgentConfig):
         settings = self._loss_settings(coefficients)
         return replace(
             settings, clip_low=settings.clip_low * clip_scale, clip_high=settings.clip_high * clip_scale
+        )
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """What learners learn with."""
+        return EngineSettings(
+            kind=self.learner_engine,
+            zero_stage=self.zero_stage,
+            offload_optimizer=self.offload_optimizer,
+            options=self.engine_options,
+            optimizer=self.optimizer_type,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=(self.adam_betas[0], self.adam_betas[1]),
+            epsilon=self.adam_epsilon,
+            grad_clip=self.grad_clip,
         )
 
     def imitates(self, update: int) -> bool:

@@ -38,7 +38,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[...] values of hidden states [..., D], float32."""
-        return self.outer(nn.functional.silu(self.inner(self.norm(hidden.float())))).squeeze(-1)
+        own = hidden.to(self.outer.weight.dtype)  # not float32 where an engine keeps a float32 copy instead
+        return self.outer(nn.functional.silu(self.inner(self.norm(own)))).squeeze(-1).float()
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
