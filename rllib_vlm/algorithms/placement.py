@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ray.rllib.algorithms.utils import (
     _get_env_runner_bundles,
@@ -145,7 +145,7 @@ def demand_of(config: VLMAlgorithmConfig, evaluation: VLMAlgorithmConfig | None 
         evaluation: of evaluation runners of their own; None where training runners evaluate.
     """
     runners = _get_env_runner_bundles(config)
-    engines = engine_bundles(config)
+    engines = config.engine_bundles
     by_role = {
         DRIVER: [_get_main_process_bundle(config)],
         ENV_RUNNERS: runners,
@@ -171,13 +171,6 @@ def demand_of(config: VLMAlgorithmConfig, evaluation: VLMAlgorithmConfig | None 
     return Demand(roles=roles, bundles=tuple(bundles), strategy=config.placement_strategy)
 
 
-def engine_bundles(config: VLMAlgorithmConfig) -> list[dict[str, float]]:
-    """What each engine of the backend asks for: `count` of them, `num_cpus` (1), `num_gpus` (0), `resources`."""
-    engine: Mapping[str, Any] = getattr(config, "engine", None) or {}
-    each = {"CPU": engine.get("num_cpus", 1), "GPU": engine.get("num_gpus", 0)}
-    return [each | dict(engine.get("resources") or {}) for _ in range(int(engine.get("count", 0)))]
-
-
 def _pairs(
     sampler: str, samplers: Sequence[Mapping[str, float]], learners: Sequence[Mapping[str, float]]
 ) -> Iterator[Bundle]:
@@ -200,7 +193,7 @@ def problems(c: VLMAlgorithmConfig) -> Iterator[str]:
         if value not in known:
             yield f"{name} is {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}"
             return
-    samplers = engine_bundles(c)
+    samplers = c.engine_bundles
     what, setting = "engine", "generation.engine.num_gpus"
     if not samplers:
         samplers, what, setting = _get_env_runner_bundles(c), "env runner", "num_gpus_per_env_runner"
@@ -209,17 +202,27 @@ def problems(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield f"{together}, but num_learners is 0: the driver learns; set learners.num_learners to 1 or more"
     elif c.placement != "separate" and not samplers:
         yield f"{together}, but num_env_runners is 0: the driver samples; set it to 1 or more"
-    if not samplers or not c.num_learners:
-        return
-    sampler, learner = samplers[0]["GPU"], c.num_gpus_per_learner
-    asked = f"{setting} {sampler:g} and num_gpus_per_learner {learner:g}"
-    if c.placement == "separate":
-        if 0 < sampler < 1 and 0 < learner < 1 and sampler + learner <= 1:
-            yield (
-                f"placement is 'separate', but {asked} leave it to chance who meets on a GPU: give fractions that no "
-                "two of them fit into, or take 'shared' or 'hybrid'"
-            )
-    elif bool(sampler) != bool(learner):
-        yield f"{together}, but {asked} say that only one of them uses it; take 'separate'"
+    elif samplers and c.num_learners:
+        sampler, learner = float(samplers[0].get("GPU", 0)), float(c.num_gpus_per_learner)
+        asked = f"{setting} {sampler:g} and num_gpus_per_learner {learner:g}"
+        wrong = _apart if c.placement == "separate" else _together
+        # Runners have the GPU of their bundle, and come first. Learners take any that the trial has left, and engines
+        # come after them: where two learners fit on a GPU, an engine may be left without its own.
+        yield from (
+            f"placement is {c.placement!r}, but {asked} {w}"
+            for w in wrong(sampler, learner, what == "engine")
+        )
+
+
+def _apart(sampler: float, learner: float, engines: bool) -> Iterator[str]:
+    if sampler and 0 < learner < 1 and (engines or (sampler < 1 and sampler + learner <= 1)):
+        yield "leave it to chance who meets on a GPU: give learners whole ones, or take 'shared' or 'hybrid'"
+
+
+def _together(sampler: float, learner: float, engines: bool) -> Iterator[str]:
+    if bool(sampler) != bool(learner):
+        yield "say that only one of them uses it: take 'separate'"
     elif sampler + learner > 1:
-        yield f"{together}, and {asked} make {sampler + learner:g}: lower them until they are at most 1"
+        yield f"make {sampler + learner:g}: lower them until they are at most 1"
+    elif engines and 0 < learner <= 0.5:
+        yield "let two learners meet on one GPU: give a learner more than half"

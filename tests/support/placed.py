@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from tiny import tiny_config
 
+from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
+
+
+class EnginesConfig(VLMPPOConfig):
+    """Has engines, as the configuration of a backend with engines does."""
+
+    engines: tuple[dict[str, float], ...] = ()
+
+    @property
+    def engine_bundles(self) -> list[dict[str, float]]:
+        return [dict(each) for each in self.engines]
+
+
+def with_engines(c: VLMAlgorithmConfig, *engines: dict[str, float]) -> EnginesConfig:
+    """`c`, with engines that ask for so much."""
+    found = EnginesConfig(algo_class=c.algo_class)
+    vars(found).update(vars(c))
+    found.engines = engines
+    return found
 
 
 def config(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from placed import config
+from placed import config, with_engines
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from rllib_vlm.algorithms.placement import ENGINES, ENV_RUNNERS, EVALUATION, LEARNERS, demand_of
+from rllib_vlm.algorithms.placement import ENGINES, ENV_RUNNERS, EVALUATION, LEARNERS, demand_of, problems
 from rllib_vlm.algorithms.ppo import VLMPPO
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.errors import ConfigErrors
@@ -28,9 +28,8 @@ def test_without_engines_a_trial_reserves_what_rllib_would():
 
 
 def test_engines_stand_between_runners_and_learners():
-    c = config()
-    c.engine = {"count": 2, "num_gpus": 1, "num_cpus": 4, "resources": {"fast": 1}}
     engine = {"CPU": 4, "GPU": 1, "fast": 1}
+    c = with_engines(config(), engine, engine)
     assert resources(c) == [{"CPU": 1}, *[{"CPU": 0.5}] * 3, engine, engine, {"CPU": 2}, {"CPU": 2}]
     demand = demand_of(c)
     assert demand.first_bundle(ENGINES) == 4
@@ -45,8 +44,7 @@ def test_who_shares_a_gpu_is_reserved_together(placement):
     assert resources(c) == [{"CPU": 1}, both, both, alone]
     assert demand_of(c).bundles[1].roles == (ENV_RUNNERS, LEARNERS)
 
-    c = config(placement, learner_gpus=0.5)
-    c.engine = {"count": 1, "num_gpus": 0.5}
+    c = with_engines(config(placement, learner_gpus=0.5), {"CPU": 1, "GPU": 0.5})
     runner = {"CPU": 0.5}
     engine, learner = {"CPU": 3, "GPU": 1.0}, {"CPU": 2, "GPU": 0.5}
     assert resources(c) == [{"CPU": 1}, runner, runner, runner, engine, learner]
@@ -95,3 +93,19 @@ def test_a_placement_that_cannot_be_meant_is_refused(change, said):
     change(c)
     with pytest.raises(ConfigErrors, match=said):
         c.validate()
+
+
+@pytest.mark.parametrize(
+    ("placement", "engine", "learner", "said"),
+    [
+        ("separate", 1, 0.5, "generation.engine.num_gpus 1 and num_gpus_per_learner 0.5 leave it to chance"),
+        ("separate", 1, 1, None),
+        ("separate", 0.5, 1, None),
+        ("shared", 0.5, 0.5, "let two learners meet on one GPU: give a learner more than half"),
+        ("hybrid", 0.4, 0.6, None),
+        ("hybrid", 0.5, 0.6, "make 1.1: lower them"),
+    ],
+)
+def test_engines_and_learners_meet_as_the_placement_says(placement, engine, learner, said):
+    c = with_engines(config(placement, learner_gpus=learner), {"CPU": 1, "GPU": engine})
+    assert [said in message for message in problems(c)] == ([True] if said else [])
