@@ -28,9 +28,14 @@ class PlacedAlgorithm(Algorithm):
         whole: Any = cls.get_default_config().update_from_dict(config)
         whole.validate()
         whole.freeze()
-        evaluation = whole.get_evaluation_config_object()
-        own = cls._should_create_evaluation_env_runners(evaluation)
-        return demand_of(whole, evaluation if own else None)
+        return cls._demand(whole)
+
+    @classmethod
+    def _demand(cls, config: VLMAlgorithmConfig) -> Demand:
+        evaluation: Any = config.get_evaluation_config_object()
+        return demand_of(
+            config, evaluation if cls._should_create_evaluation_env_runners(evaluation) else None
+        )
 
     @classmethod
     @override(Algorithm)
@@ -42,19 +47,21 @@ class PlacedAlgorithm(Algorithm):
         if not ray.is_initialized():  # what RLlib would do next
             ray.init()
         if ray.util.get_current_placement_group() is None:  # else Tune has reserved it all
-            demand = self.demand(config).without_driver()
+            demand = self._demand(config).without_driver()
             if demand.bundles:
-                supply.ensure(demand, wait_s=config["nodes_wait_s"])
+                supply.ensure(demand, wait_s=config.nodes_wait_s)
         super().setup(config)
 
     # Turns on a shared GPU (placement "hybrid"). Calls are repeated freely: whoever is where it should be stays.
 
-    def _let_sample(self, group: EnvRunnerGroup) -> None:
+    def let_sample(self, group: EnvRunnerGroup) -> None:
+        """Runners of `group` may use their GPUs when this returns."""
         if self.config.placement == "hybrid":
             self._learners("rest")
             group.foreach_env_runner("wake", local_env_runner=False)
 
-    def _let_learn(self) -> None:
+    def let_learn(self) -> None:
+        """Learners may use their GPUs when this returns."""
         if self.config.placement == "hybrid":
             for group in (self.env_runner_group, self.eval_env_runner_group):
                 if group is not None:

@@ -285,7 +285,7 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
         self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], log: Any, **kwargs: Any
     ) -> list[Any]:
         """See `algorithms.dispatch.play`."""
-        self._let_sample(group)
+        self.let_sample(group)
         return play(group, method, tasks, kwargs, on_metrics=log, on_loss=self.restore_env_runners)
 
     def _log_runner_metrics(self, metrics: Any) -> None:
@@ -294,7 +294,7 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
     def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
         """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
         if self._driver_credit is not None and plan.kl_reward:
-            self._let_learn()
+            self.let_learn()
             kl = charge_kl(episodes, self._shards(episodes), self.learner_group, plan)
             self.metrics.log_value(_KL, kl, window=1)
 
@@ -319,7 +319,7 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
-            self._let_learn()
+            self.let_learn()
             shards = self._shards(episodes)
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
@@ -461,11 +461,11 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
 
         Engine and learner hold the same weights where this is rounding alone (1e-3 in float32).
         """
-        self._let_sample(self.env_runner_group)
+        self.let_sample(self.env_runner_group)
         answered = self.env_runner_group.foreach_env_runner(
             lambda runner: runner.probe(), local_env_runner=not self.env_runner_group.num_remote_env_runners()
         )
-        self._let_learn()
+        self.let_learn()
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
 
