@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -32,7 +33,7 @@ def test_ray_up_takes_its_file():
     validate_config(prepared)
     kinds = prepared["available_node_types"]
     assert sum(kind.get("min_workers", 0) for kind in kinds.values()) == len(config["provider"]["worker_ips"])
-    with pytest.raises(ValueError, match="sshuser"):
+    with pytest.raises(jsonschema.ValidationError, match="sshuser"):
         validate_config({**prepared, "auth": {"sshuser": "me"}})
 
 
