@@ -276,6 +276,11 @@ class AgentConfig(AlgorithmConfig):
         )
 
     @property
+    def engine_bundles(self) -> list[dict[str, float]]:
+        """What each engine of the backend asks Ray for; none where runners generate by themselves."""
+        return []
+
+    @property
     def deadlines(self) -> Deadlines:
         return Deadlines(
             start_s=self.simulator_start_deadline_s,

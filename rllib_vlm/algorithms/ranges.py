@@ -138,6 +138,7 @@ RANGES: dict[str, Range] = {
     "learner_torch_threads": _COUNT_OR_NONE,
     "env_runner_torch_threads": _COUNT_OR_NONE,
     "batch_wait_ms": _NOT_NEGATIVE,
+    "nodes_wait_s": _NOT_NEGATIVE,
     "evaluation_interval": _COUNT_OR_NONE,
     "evaluation_num_env_runners": _COUNT_OR_ZERO,
     "seed": Range(0, whole=True, optional=True),

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms import placement
 from rllib_vlm.algorithms.engine_validation import engine_errors
 from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.batching.mismatch import MismatchSettings
@@ -44,7 +45,7 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
     values = list(check_values(config))
     errors = [*values, *_names(config), *_environment(config)]
     if not values:  # these compare the values with one another
-        errors += [*_model(config), *_combinations(config)]
+        errors += [*_model(config), *_combinations(config), *placement.problems(config)]
     return [*errors, *_evaluation(config, known=set(errors))]
 
 

@@ -32,6 +32,7 @@ from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
+from rllib_vlm.algorithms.placed import PlacedAlgorithm
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -52,7 +53,7 @@ from rllib_vlm.errors import RLlibVLMError, SimulatorError
 _KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
 
 
-class VLMAlgorithm(CheckpointedAlgorithm):
+class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
@@ -284,6 +285,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], log: Any, **kwargs: Any
     ) -> list[Any]:
         """See `algorithms.dispatch.play`."""
+        self.let_sample(group)
         return play(group, method, tasks, kwargs, on_metrics=log, on_loss=self.restore_env_runners)
 
     def _log_runner_metrics(self, metrics: Any) -> None:
@@ -292,6 +294,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
         """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
         if self._driver_credit is not None and plan.kl_reward:
+            self.let_learn()
             kl = charge_kl(episodes, self._shards(episodes), self.learner_group, plan)
             self.metrics.log_value(_KL, kl, window=1)
 
@@ -316,6 +319,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
+            self.let_learn()
             shards = self._shards(episodes)
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
@@ -458,9 +462,11 @@ class VLMAlgorithm(CheckpointedAlgorithm):
 
         Engine and learner hold the same weights where this is rounding alone (1e-3 in float32).
         """
+        self.let_sample(self.env_runner_group)
         answered = self.env_runner_group.foreach_env_runner(
             lambda runner: runner.probe(), local_env_runner=not self.env_runner_group.num_remote_env_runners()
         )
+        self.let_learn()
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
 

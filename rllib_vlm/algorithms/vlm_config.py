@@ -13,6 +13,7 @@ from ray.rllib.utils.annotations import override
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.agent_config import AgentConfig
+from rllib_vlm.algorithms.placement import Placement
 from rllib_vlm.algorithms.validation import check
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.engines.base import EngineKind, EngineSettings, Offload
@@ -117,6 +118,8 @@ class VLMAlgorithmConfig(AgentConfig):
         self.num_env_runners = 2
         self.num_cpus_per_env_runner = 0.5
         self.num_envs_per_env_runner = 8
+        self.placement: Placement = "separate"
+        self.nodes_wait_s = 0.0
         self.seed = 0
         self.lr = 1e-5
         self.grad_clip = 1.0
@@ -258,6 +261,27 @@ class VLMAlgorithmConfig(AgentConfig):
         """
         self._update({k: v for k, v in locals().items() if k not in ("kwargs", "__class__")})
         super().training(**kwargs)
+        return self
+
+    @override(AlgorithmConfig)
+    def resources(
+        self, *, placement: Any = NotProvided, nodes_wait_s: Any = NotProvided, **kwargs: Any
+    ) -> Self:
+        """RLlib's `resources`, and who is beside whom. docs/placement.md.
+
+        Args:
+            placement: "separate": who samples (engines, or env runners) and who learns have GPUs of their own.
+                "shared": an engine (or runner) and a learner on each GPU, by the fractions they ask for, and both stay
+                in its memory. "hybrid": the same, and who rests leaves the GPU's memory until its turn comes.
+            nodes_wait_s: seconds in which nodes may join before a trial that does not fit is refused; an
+                autoscaler is told what is missing. 0 refuses at once.
+            **kwargs: of `AlgorithmConfig.resources`, such as `placement_strategy`.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        self._update({"self": self, "placement": placement, "nodes_wait_s": nodes_wait_s})
+        super().resources(**kwargs)
         return self
 
     @override(AlgorithmConfig)

@@ -38,6 +38,7 @@ from rllib_vlm.core.engines import make_engine
 from rllib_vlm.core.engines.base import Engine
 from rllib_vlm.core.engines.lockstep import Lockstep, pieces_of
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
+from rllib_vlm.core.offload import move
 from rllib_vlm.core.step_guard import StepFigures
 from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
@@ -113,6 +114,18 @@ class VLMTorchLearner(TorchLearner):
         self._plan = plan
         if plan.needs_reference and plan.reference == "copy" and self._reference is None:
             self._reference = self._frozen_copy()
+
+    def rest(self) -> None:
+        """Frees the GPU for others until `wake`; weights and optimizers wait in this machine's memory."""
+        self._move("cpu")
+
+    def wake(self) -> None:
+        """Takes the GPU again."""
+        self._move(self._device)
+
+    def _move(self, device: torch.device | str) -> None:
+        modules = [self._vlm_module, *([] if self._reference is None else [self._reference])]
+        move(modules, self._optimizers, device)
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:

@@ -140,6 +140,13 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self.backend.load_weights(weights, version=version)
         self.policy_version = version
 
+    def rest(self) -> None:
+        """Frees what generation holds of the GPU, until `wake`; weights may be loaded meanwhile."""
+        self.backend.sleep()
+
+    def wake(self) -> None:
+        self.backend.wake_up()
+
     def close(self) -> None:
         """Ends the backend, if one was started."""
         if self._backend is not None:
