@@ -55,8 +55,8 @@ def engine_errors(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield "offload_optimizer 'cpu' needs a zero_stage of 1, 2 or 3: without ZeRO there is nothing to offload"
     if c.placement == "hybrid":
         yield (
-            "placement is 'hybrid', and DeepSpeed's parts of weights cannot leave the GPU between phases: take 'shared', "
-            "with learners.offload_optimizer cpu for what it saves, or learners.engine plain"
+            "placement is 'hybrid', and DeepSpeed's parts of weights cannot leave the GPU between phases: take "
+            "'shared', with learners.offload_optimizer cpu for what it saves, or learners.engine plain"
         )
     dtype = c.model_config.get("dtype", "float32")
     if dtype not in _TYPES:

@@ -45,7 +45,7 @@ class Engine(Protocol):
         norm = engine.step(allowed)
     """
 
-    optimizers: Mapping[str, torch.optim.Optimizer]  # by name
+    optimizers: dict[str, torch.optim.Optimizer]  # by name
     lockstep: bool  # all learners must run equally many passes of the same kinds (`core.engines.lockstep`)
 
     def zero_grad(self) -> None:

@@ -125,9 +125,10 @@ class DeepSpeedEngine:
                     yield Fragment(self._name(p), master, 0, 0, p.numel())
         elif self._stage == 3:
             for name, p in self._trained.items():
+                part: Any = p  # DeepSpeed's attributes
                 group, start, size = self._zero.grad_position[self._zero.get_param_id(p)]
-                offset = p.partition_numel() * self._rank
-                held = max(0, min(size, p.ds_numel - offset))  # the last parts end in padding
+                offset = part.partition_numel() * self._rank
+                held = max(0, min(size, part.ds_numel - offset))  # the last parts end in padding
                 yield Fragment(name, self._zero.fp32_partitioned_groups_flat[group], start, offset, held)
         else:
             flats = getattr(self._zero, "single_partition_of_fp32_groups", None)
@@ -266,7 +267,7 @@ class DeepSpeedEngine:
             CheckpointError: only the first learner has them.
         """
         if self._stage != 3:
-            return self._module.state_dict()  # type: ignore[no-any-return]
+            return self._module.state_dict()
         if self._shared is None:
             raise CheckpointError("whole weights are with the first learner alone (ZeRO stage 3)")
         return self._shared

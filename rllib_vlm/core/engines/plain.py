@@ -52,7 +52,7 @@ class PlainEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if loss.requires_grad:  # a piece may hold nothing that any active term reads
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
     def step(self, allowed: Verdict) -> float:
         if self._world > 1:
