@@ -44,7 +44,11 @@ class Outcome:
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashboard: bool = True) -> None:
-    """Joins the cluster at `address`, or starts Ray on this machine; does nothing where Ray is up already."""
+    """Joins the cluster at `address`, or starts Ray on this machine; does nothing where Ray is up already.
+
+    Without either argument a cluster that was started on this machine (`ray start`), or that RAY_ADDRESS names, is
+    joined; `num_cpus` asks for a Ray of its own, since one that runs has its number already.
+    """
     quiet()
     if ray.is_initialized():
         return
@@ -52,6 +56,7 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
         return
     ray.init(
+        address=None if num_cpus is None else "local",
         num_cpus=num_cpus,
         include_dashboard=dashboard,
         log_to_driver=True,
