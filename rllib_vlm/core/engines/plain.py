@@ -32,7 +32,7 @@ class PlainEngine:
         self._device = device
         self._world = world
         self._bound = settings.grad_clip or math.inf
-        self.optimizers: dict[str, torch.optim.Optimizer] = build_optimizers(
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = build_optimizers(
             module.named_parameters(),
             settings.optimizer,
             lr=settings.lr,
@@ -52,7 +52,7 @@ class PlainEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if loss.requires_grad:  # a piece may hold nothing that any active term reads
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
     def step(self, allowed: Verdict) -> float:
         if self._world > 1:
