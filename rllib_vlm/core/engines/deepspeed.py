@@ -47,7 +47,7 @@ class DeepSpeedEngine:
         self._low = next(p for p in module.parameters()).dtype == torch.bfloat16
         self._collected: dict[str, Any] | None = None
         self._shared: dict[str, Tensor] | None = None
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._trained: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._shapes = {name: p.shape for name, p in self._trained.items()}
         self._touched: set[str] = set()
         for name, parameter in self._trained.items():
@@ -58,7 +58,7 @@ class DeepSpeedEngine:
             betas=settings.betas,
             eps=settings.epsilon,
         )
-        self.optimizers: dict[str, torch.optim.Optimizer] = {ADAMW: self.optimizer}
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = {ADAMW: self.optimizer}
         self._bound = settings.grad_clip or 0.0
         self._passes = 0
         self._entry = _Entry(module)
@@ -135,7 +135,7 @@ class DeepSpeedEngine:
             if flats is None:  # stage 1 in bfloat16
                 flats = self._zero.fp32_groups_flat_partition
             for name, p in self._trained.items():
-                mapping = p._hp_mapping  # type: ignore[attr-defined]  # noqa: SLF001
+                mapping = p._hp_mapping  # noqa: SLF001
                 if mapping is not None:  # some of it is this learner's
                     high, low = mapping.hp_fragment_address, mapping.lp_fragment_address
                     flat = flats[mapping.param_group_index]
@@ -340,7 +340,7 @@ class DeepSpeedEngine:
         for p in self._trained.values():
             if hasattr(p, "ds_tensor"):
                 yield p.ds_tensor.data
-                if p.data.numel() == p.ds_numel:  # type: ignore[attr-defined]
+                if p.data.numel() == p.ds_numel:
                     yield p.data
             else:
                 yield p.data
