@@ -58,7 +58,7 @@ class DeepSpeedEngine:
             betas=settings.betas,
             eps=settings.epsilon,
         )
-        self.optimizers: Mapping[str, torch.optim.Optimizer] = {ADAMW: self.optimizer}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {ADAMW: self.optimizer}
         self._bound = settings.grad_clip or 0.0
         self._passes = 0
         self._entry = _Entry(module)

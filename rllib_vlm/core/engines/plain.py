@@ -32,7 +32,7 @@ class PlainEngine:
         self._device = device
         self._world = world
         self._bound = settings.grad_clip or math.inf
-        self.optimizers: Mapping[str, torch.optim.Optimizer] = build_optimizers(
+        self.optimizers: dict[str, torch.optim.Optimizer] = build_optimizers(
             module.named_parameters(),
             settings.optimizer,
             lr=settings.lr,
