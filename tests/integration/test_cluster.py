@@ -7,16 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from playing import FOLDER
 from ray.cluster_utils import Cluster
 
-UPDATES, EPISODES = 3, 8
+UPDATES, EPISODES = 4, 16
 SPOC = Path(__file__).parents[2] / "tuned_examples" / "spoc.yaml"
+SUPPORT = Path(__file__).parents[1] / "support"
 # Small and short; who runs where is said by the nodes' own resources, as docs/cluster.md has it.
 SHORT = (
     "warm_start.updates=0",
@@ -33,12 +34,24 @@ SHORT = (
     "resources.custom_resources_for_main_process={learn: 0.1}",
     "learners.custom_resources_per_learner={learn: 0.1}",
     "env_runners.custom_resources_per_env_runner={sim: 1}",
+    "callbacks=[report, guard, 'playing:Playing']",
 )
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head that learns, and two nodes with room for two env runners each."""
+def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where nodes say that episodes are being played on them."""
+    folder = tmp_path / "playing"
+    folder.mkdir()
+    monkeypatch.setenv(FOLDER, str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+@pytest.fixture
+def cluster(playing: Path) -> Iterator[Cluster]:
+    """A head that learns, and two nodes with room for two env runners each; they inherit this environment."""
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"learn": 1}})
     try:
         for _ in range(2):
@@ -48,17 +61,10 @@ def cluster() -> Iterator[Cluster]:
         found.shutdown()
 
 
-def players(node: Any) -> list[psutil.Process]:
-    """The env runners of a node that are playing training episodes just now."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    found = []
-    for process in psutil.Process(raylet).children(recursive=True):
-        try:
-            if "VLMEnvRunner.play_groups" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def player(nodes: Iterable[Any], folder: Path) -> Any:
+    """One of the nodes on which an episode has gone on since the folder was emptied, or None."""
+    found = {file.name for file in folder.iterdir()}
+    return next((n for n in nodes if str(n.all_processes["raylet"][0].process.pid) in found), None)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -68,22 +74,24 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_main_job_finishes_though_a_node_is_lost_during_rollout(cluster: Cluster, tmp_path: Path):
+def test_the_main_job_finishes_though_a_node_is_lost_during_rollout(
+    cluster: Cluster, playing: Path, tmp_path: Path
+):
     overrides = [part for assignment in SHORT for part in ("--set", assignment)]
     command = [
         str(Path(sys.executable).with_name("rllib")), "train", "file", str(SPOC), "--ray-address", cluster.address,
         "--storage", str(tmp_path), "--name", "run", *overrides,
     ]  # fmt: skip
     with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-    lost = None
-    while lost is None:
+        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    while not results(tmp_path / "run"):  # the first update: all of it has worked once
         assert run.poll() is None, (tmp_path / "log").read_text()
-        if results(tmp_path / "run"):  # the first update is made: all of it has worked once
-            lost = next((node for node in cluster.worker_nodes if players(node)), None)
-        time.sleep(0.05)
+        time.sleep(0.1)
+    for file in playing.iterdir():
+        file.unlink()
+    while (lost := player(cluster.worker_nodes, playing)) is None:
+        assert run.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.02)
     cluster.remove_node(lost, allow_graceful=False)
     assert run.wait() == 0, (tmp_path / "log").read_text()
 
