@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes, each with its cluster; none but this one where a single file is asked for."""
     files = {Path(argument.split("::")[0]) for argument in config.args}
     return 0 if len(files) == 1 and files.pop().is_file() else 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from scheduling import OnceEach
+
+    return OnceEach(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rllib_vlm.core.muon import Muon
+
 Optimizer = Literal["adamw", "muon"]
 VALUE_HEAD = "value_head."
 _TABLES = ("embed_tokens.", "lm_head.")  # rows of these belong to words: no direction in them is like another
@@ -24,9 +26,8 @@ def build_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """The optimizers that together hold all parameters that need gradients, by name; "adamw" is always one.
 
-    "muon" (Jordan et al., kellerjordan.github.io/posts/muon) orthogonalises the momentum of the hidden matrices;
-    its updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one learning rate
-    does for both. Embeddings, the output layer, the value head, convolutions, gains and biases stay with AdamW.
+    "muon" orthogonalises the momentum of the hidden matrices; its updates have the size of AdamW's, so that one
+    learning rate does for both. Embeddings, the output layer, the value head, convolutions, gains and biases stay with AdamW.
     Decay is on matrices only. Groups of the value head have `value: True`, so that they may have a rate of their own.
 
     Args:
@@ -54,12 +55,7 @@ def build_optimizers(
     if adamw:
         found["adamw"] = torch.optim.AdamW(adamw, lr=lr, betas=betas, eps=epsilon)
     if hidden:
-        found["muon"] = torch.optim.Muon(
-            [{"params": hidden, "value": False}],
-            lr=lr,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        found["muon"] = Muon([{"params": hidden, "value": False}], lr=lr, weight_decay=weight_decay)
     return found
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from rllib_vlm.core.muon import Muon
 from rllib_vlm.core.offload import move
 
 
@@ -11,7 +12,7 @@ from rllib_vlm.core.offload import move
 def test_all_that_is_large_moves(name):
     """To the device "meta", which is no memory at all: what still is on the CPU has been left behind."""
     model, reference = nn.Linear(3, 4, bias=False), nn.BatchNorm1d(3)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Muon
+    kind = torch.optim.AdamW if name == "adamw" else Muon
     optimizer = kind(model.parameters(), lr=0.1)
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()

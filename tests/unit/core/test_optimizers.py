@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from rllib_vlm.core.muon import Muon
 from rllib_vlm.core.optimizers import build_optimizers
 
 ADAMW = {"lr": 0.1, "weight_decay": 0.3, "betas": (0.9, 0.99), "epsilon": 1e-8}
@@ -65,3 +67,30 @@ def test_a_step_of_muon_has_the_size_of_one_of_adamw_and_no_favourite_direction(
     singular = torch.linalg.svdvals(step)
     assert float(singular.max() / singular.min()) < 3.0
     assert float(torch.linalg.svdvals(matrix.grad).max() / torch.linalg.svdvals(matrix.grad).min()) > 10.0
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (1, 9)])
+def test_muon_steps_as_torch_does_and_goes_on_from_its_state(shape: tuple[int, int]) -> None:
+    """Which takes its steps in bfloat16, of three digits."""
+    torch.manual_seed(2)
+    start = torch.randn(shape)
+    own, other = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    reference = torch.optim.Muon([other], adjust_lr_fn="match_rms_adamw", **settings)
+    optimizer = Muon([own], **settings)
+    for update in range(6):
+        if update == 3:
+            optimizer = Muon([own], **settings)
+            optimizer.load_state_dict(reference.state_dict())
+        own.grad = torch.randn(shape)
+        other.grad = own.grad.clone()
+        optimizer.step()
+        reference.step()
+    moved = (own - start).norm()
+    assert float((own - other).norm() / moved) < 0.02
+    assert float((other - start).norm() / moved) > 0.5
+
+
+def test_muon_is_for_matrices() -> None:
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
