@@ -27,8 +27,9 @@ def build_optimizers(
     """The optimizers that together hold all parameters that need gradients, by name; "adamw" is always one.
 
     "muon" orthogonalises the momentum of the hidden matrices; its updates have the size of AdamW's, so that one
-    learning rate does for both. Embeddings, the output layer, the value head, convolutions, gains and biases stay with AdamW.
-    Decay is on matrices only. Groups of the value head have `value: True`, so that they may have a rate of their own.
+    learning rate does for both. Embeddings, the output layer, the value head, convolutions, gains and biases stay
+    with AdamW. Decay is on matrices only. Groups of the value head have `value: True`, so that they may have a rate
+    of their own.
 
     Args:
         parameters: named parameters of the module.

@@ -1,4 +1,4 @@
-"""How files of tests are given to processes: as `--dist loadfile` does, but what ended its process is not begun again."""
+"""Files of tests given to processes as by `--dist loadfile`, but what ended its process is not begun again."""
 
 from __future__ import annotations
 

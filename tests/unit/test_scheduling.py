@@ -23,7 +23,8 @@ def test_what_ends_its_process_is_not_begun_again(tmp_path: Path):
     (tmp_path / "test_another.py").write_text("def test_another(): pass\n")
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests' / 'support'}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--timeout", "10", "--timeout-method", "thread"],
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--timeout", "10",
+         "--timeout-method", "thread"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert "2 failed, 3 passed" in done.stdout, done.stdout
