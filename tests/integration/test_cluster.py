@@ -52,7 +52,10 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cluster(playing: Path) -> Iterator[Cluster]:
     """A head that learns, and two nodes with room for two env runners each; they inherit this environment."""
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"learn": 1}})
+    found = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "resources": {"learn": 1}},
+    )
     try:
         for _ in range(2):
             found.add_node(num_cpus=1, resources={"sim": 2})
