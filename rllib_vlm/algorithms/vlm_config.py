@@ -229,7 +229,7 @@ class VLMAlgorithmConfig(AgentConfig):
             span_weights: of parts of an answer in the policy's loss, by the parser's names for them, and "rest":
                 `{reasoning: 0.5}`, or `{answer: 1, rest: 0}` for the actions alone.
             old_logprobs: ratios are taken to the probabilities of the "sampler", or to the "learner"'s own at the
-                weights that sampled, which costs another reading of the update's rows where there is no critic.
+                weights the update starts from, which costs another reading of its rows where there is no critic.
             mismatch: what is done, with the "learner"'s, about tokens the sampler saw another probability of: fields of
                 `batching.mismatch.MismatchSettings`, e.g. `{correction: truncate, cap: 2}`.
             drop_uninformative: rows whose advantages are all 0 are not read at all, where no critic learns
