@@ -19,7 +19,7 @@ _BOUND = 20.0  # of log-ratios: e^20 is beyond anything that could teach
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MismatchSettings:
-    """`training.mismatch`. With w the probability of the learner, at the weights an update starts from, over that of the sampler::
+    """`training.mismatch`. With w the learner's probability, at the weights an update starts from, over the sampler's::
 
         none        the loss is taken as if both were the same
         truncate    the loss of a token is multiplied by min(w, cap)        (truncated importance sampling)

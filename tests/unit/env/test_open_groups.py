@@ -67,7 +67,6 @@ def test_an_episode_goes_on_with_new_weights_and_each_answer_is_of_the_weights_i
     long = [episode for episode in episodes if episode.custom_data[TASK_SEED] == 2]
     assert len(long) == 2 and all(len(set(versions(e))) >= 2 for e in long)
     # Keys and values of the weights before are not read any more.
-    learner = SimpleNamespace(module={"default_policy": runner.module})
     gaps = {}
     for version in (1, 2, 3):
         said = [
@@ -78,6 +77,7 @@ def test_an_episode_goes_on_with_new_weights_and_each_answer_is_of_the_weights_i
         own = [pair for pair in said if pair[1].policy_version == version]
         other = [pair for pair in said if pair[1].policy_version != version]
         load(runner, first, version)
+        learner = SimpleNamespace(module={"default_policy": runner.module.like(runner.module.state_dict())})
         gaps[version] = log_ratio_max(learner, own), log_ratio_max(learner, other)
     assert all(own < 1e-3 < 1e-2 < other for own, other in gaps.values()), gaps
 
