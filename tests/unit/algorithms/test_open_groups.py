@@ -87,7 +87,7 @@ def test_what_a_dead_runner_held_is_begun_again_and_the_update_gets_what_it_want
 
 def test_what_a_runner_held_that_stays_dead_goes_to_others():
     group, holders = Group(2, dying=(2,)), Holders()
-    assert sorted(play(holders, group, range(6), 4)) == [0, 1, 2, 4]
+    assert sorted(play(holders, group, range(6), 4)) == [0, 1, 2, 3]
     assert group.calls[1] == {1: ([1, 3, 4, 5], 2)}
 
 
