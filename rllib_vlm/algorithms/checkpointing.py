@@ -20,6 +20,7 @@ from rllib_vlm.algorithms.description import write_description
 from rllib_vlm.algorithms.dispatch import ask_learners
 from rllib_vlm.algorithms.manifest import require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
+from rllib_vlm.algorithms.sampling_weights import SamplingWeights
 from rllib_vlm.files import new_folder, or_go_on
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class CheckpointedAlgorithm(Algorithm):
     buffer: DemonstrationBuffer
     _holds_collected = False
     _frozen: FrozenWeights | None = None  # what runners were last told of the weights that never change
+    # What the next batch is sampled with, where it is not the learner's weights.
+    _behind: SamplingWeights | None = None
 
     @property
     def lasting_folder(self) -> Path:
@@ -55,6 +58,10 @@ class CheckpointedAlgorithm(Algorithm):
     @abstractmethod
     def _sync_weights(self, group: EnvRunnerGroup) -> None:
         """All runners of `group` have the learner's weights when this returns."""
+
+    @abstractmethod
+    def _drop_rollouts(self) -> None:
+        """Nothing that was sampled so far is learnt from any more."""
 
     @override(Algorithm)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
@@ -130,6 +137,8 @@ class CheckpointedAlgorithm(Algorithm):
         if root.is_dir():
             write_description(root, self)
             self.buffer.save(root)
+            if self._behind is not None:
+                self._behind.save(root)
             write_manifest(root)  # last: it lists everything
         return where
 
@@ -152,10 +161,14 @@ class CheckpointedAlgorithm(Algorithm):
         local = component is None and Path(where).is_dir()
         if local and not checked:
             require_whole(Path(where))
+        self._drop_rollouts()
         super().restore_from_path(where, component=component, **kwargs)
         self._frozen = None
         if local and self.config.warm_start_buffer_episodes:
             self.buffer.load(Path(where))
+        self._behind = None
+        if local and self.config.one_step_off_policy:
+            self._behind = SamplingWeights.load(Path(where))
         self._sync_weights(self.env_runner_group)
 
     def roll_back(self, path: str | Path, *, lr_factor: float, clip_factor: float) -> None:
@@ -168,6 +181,7 @@ class CheckpointedAlgorithm(Algorithm):
         """
         now, iteration, metrics = self.run_state, self.iteration, self.metrics.get_state()
         self.restore_from_path(str(path))
+        self._behind = None  # on policy again, to begin with
         self.metrics.set_state(metrics)  # what was played and learnt since was played and learnt
         self._iteration = iteration
         self.run_state = now.back_to(self.run_state, lr_factor=lr_factor, clip_factor=clip_factor)

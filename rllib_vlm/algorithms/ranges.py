@@ -138,6 +138,7 @@ RANGES: dict[str, Range] = {
     "learner_torch_threads": _COUNT_OR_NONE,
     "env_runner_torch_threads": _COUNT_OR_NONE,
     "batch_wait_ms": _NOT_NEGATIVE,
+    "partial_rollouts": _COUNT_OR_ZERO,
     "nodes_wait_s": _NOT_NEGATIVE,
     "evaluation_interval": _COUNT_OR_NONE,
     "evaluation_num_env_runners": _COUNT_OR_ZERO,
@@ -145,7 +146,7 @@ RANGES: dict[str, Range] = {
 }
 _FLAGS = (
     "warm_start_only_successes", "normalize_advantages", "mask_truncated", "drop_uninformative", "packing",
-    "log_entropy", "bootstrap_truncated",
+    "log_entropy", "bootstrap_truncated", "one_step_off_policy",
 )  # fmt: skip
 _MAPPINGS = (
     "env_config",

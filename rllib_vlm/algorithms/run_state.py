@@ -22,6 +22,8 @@ class RunState:
     warm_start_s: float = 0.0  # training time of the phase, evaluation left out
     rl_s: float = 0.0
     task_cursor: int = 0  # training tasks drawn so far
+    # Of those, begun and not learnt from yet, by their places in the sequence.
+    open_tasks: list[int] = field(default_factory=list)
     demonstration_cursor: int = 0  # recorded demonstrations read so far
     level: float | None = None  # of the curriculum
     kl_coeff: float | None = None  # where `kl_target` has moved it; None is the configured one
@@ -71,6 +73,7 @@ class RunState:
             warm_start_s=self.warm_start_s,
             rl_s=self.rl_s,
             task_cursor=max(self.task_cursor, earlier.task_cursor),
+            open_tasks=self.open_tasks,
             demonstration_cursor=max(self.demonstration_cursor, earlier.demonstration_cursor),
             evaluations={at: record for at, record in self.evaluations.items() if at != "final"},
             rollbacks=self.rollbacks + 1,

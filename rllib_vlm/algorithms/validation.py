@@ -294,6 +294,8 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield "kl_reference 'adapters_off' needs rl_module.model_config.lora: without adapters it is the policy itself"
     if c.sampling_rounds and c.group_size < 2:
         yield "sampling_rounds drops groups whose members all earned the same: it needs a group_size of 2 or more"
+    if c.one_step_off_policy and not c.in_evaluation:
+        yield from _sampling_ahead(c)
     if c.grad_clip is not None and c.grad_clip_by != "global_norm":
         yield f"grad_clip_by is {c.grad_clip_by!r}; only 'global_norm' is supported"
     yield from engine_errors(c)
@@ -306,6 +308,21 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must stay true"
     if c.is_multi_agent:
         yield "multi_agent: only single-agent simulators are supported"
+
+
+def _sampling_ahead(c: VLMAlgorithmConfig) -> Iterator[str]:
+    """Who cannot sample while somebody learns."""
+    way_out = "or one_step_off_policy to false"
+    if not c.num_env_runners:
+        yield (
+            "one_step_off_policy has env runners sample while learners learn, but num_env_runners is 0: the driver "
+            f"does both, one after the other. Set num_env_runners to 1 or more, {way_out}"
+        )
+    if c.placement == "hybrid":
+        yield (
+            "one_step_off_policy has env runners sample while learners learn, but with placement 'hybrid' they take "
+            f"turns on a GPU. Set placement to 'separate' or 'shared', {way_out}"
+        )
 
 
 def _curriculum(value: Any) -> Iterator[str]:

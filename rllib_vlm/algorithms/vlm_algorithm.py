@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
@@ -23,37 +22,31 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     TIMERS,
-    WEIGHTS_SEQ_NO,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
-from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
-from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
-from rllib_vlm.algorithms.placed import PlacedAlgorithm
 from rllib_vlm.algorithms.run_state import RunState
+from rllib_vlm.algorithms.sampling import SamplingAlgorithm
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
 from rllib_vlm.core.probe import log_ratio_max
-from rllib_vlm.core.rl_module import FROZEN, TRAINED
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
-from rllib_vlm.credit.group import has_spread
 from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
-from rllib_vlm.env.weights import FrozenWeights
 from rllib_vlm.errors import RLlibVLMError, SimulatorError
 
 _KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
 
 
-class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
+class VLMAlgorithm(SamplingAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
@@ -154,6 +147,11 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
         with self.metrics.log_time((TIMERS, "sample"), reduce="sum"):
             episodes, played = self._sample()
         self._log_group_spread(played)
+        successes = [bool(e.custom_data[SUCCESS]) for e in played]
+        success_rate = sum(successes) / max(1, len(successes))
+        if config.one_step_off_policy:
+            self._sample_ahead(success_rate)
+        self._log_policy_lag(episodes)
         kl_coeff = config.kl_coeff if state.kl_coeff is None else state.kl_coeff
         critic_only = state.updates < config.critic_warmup_updates
         rates = [
@@ -191,47 +189,9 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
             self.metrics.log_value("kl_coeff", kl_coeff, window=1)
             state.adapt_kl(float(self.metrics.peek(_KL)), config)
         state.updates += 1
-        successes = [bool(e.custom_data[SUCCESS]) for e in played]
-        state.learn_from(sum(successes) / max(1, len(successes)), config)
+        state.learn_from(success_rate, config)
 
     # Data.
-
-    def _sample(self) -> tuple[list[SingleAgentEpisode], list[SingleAgentEpisode]]:
-        """The episodes to learn from, in whole groups, and all that were played.
-
-        With `sampling_rounds`, groups that teach nothing are made up for by others.
-        Source: the dynamic sampling of DAPO (arXiv 2503.14476), here with a bound.
-        """
-        config = self.config
-        kept: list[SingleAgentEpisode] = []
-        dropped: list[SingleAgentEpisode] = []
-        missing = config.groups_per_update
-        for round_ in range(max(1, config.sampling_rounds)):
-            episodes = self._play(
-                self.env_runner_group,
-                "play_groups",
-                self._draw_tasks(missing),
-                self._log_runner_metrics,
-                level=self.run_state.level,
-                seed=self._update_seed(round_),
-            )
-            if not config.sampling_rounds:
-                return episodes, episodes
-            for members in by_group(episodes).values():
-                differ = has_spread(np.array([member.get_return() for member in members]))
-                (kept if differ else dropped).extend(members)
-                missing -= differ
-            if not missing:
-                break
-        count = len(by_group(dropped))
-        self.metrics.log_value((ENV_RUNNER_RESULTS, "num_groups_dropped"), count, reduce="sum")
-        return kept or dropped, kept + dropped  # where all are alike, an update without a gradient
-
-    def _draw_tasks(self, count: int) -> list[Any]:
-        self._tasks.cursor = self.run_state.task_cursor
-        tasks = [self._tasks.draw() for _ in range(count)]
-        self.run_state.task_cursor = self._tasks.cursor
-        return tasks
 
     def _demonstrations(self) -> list[SingleAgentEpisode]:
         """New ones, from the expert or from disk, and older ones where a buffer is kept."""
@@ -281,16 +241,6 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
             self.env_runner_group, "read_demonstrations", chosen, self._log_runner_metrics, path=path
         )
 
-    def _play(
-        self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], log: Any, **kwargs: Any
-    ) -> list[Any]:
-        """See `algorithms.dispatch.play`."""
-        self.let_sample(group)
-        return play(group, method, tasks, kwargs, on_metrics=log, on_loss=self.restore_env_runners)
-
-    def _log_runner_metrics(self, metrics: Any) -> None:
-        self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
-
     def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
         """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
         if self._driver_credit is not None and plan.kl_reward:
@@ -313,9 +263,10 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
                 (ENV_RUNNER_RESULTS, "group_return_std"), float(np.mean(spreads)), window=1
             )
 
-    # Learning and weights.
+    # Learning.
 
     def _learn(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
+        config = self.config
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
@@ -326,6 +277,8 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
             else:
                 results = self.learner_group.update(episodes_refs=shards, plan=plan, timesteps=timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        if config.one_step_off_policy and self.run_state.phase == "rl":
+            return  # runners that sample get them when they are through
         with self.metrics.log_time((TIMERS, "sync"), reduce="sum"):
             self._sync_weights(self.env_runner_group)
 
@@ -341,47 +294,6 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
             self.config.num_learners,
         )
         return [ray.put([episodes[i] for i in shard]) for shard in shards]
-
-    def _share_module(self) -> None:
-        """A learner and a runner in this process need one model, not two."""
-        runner = self.env_runner_group.local_env_runner
-        shares = self.config.learner_engine == "plain" and self.learner_group.is_local
-        self._shared = runner is not None and shares and runner.module is not None
-        if self._shared:
-            runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
-
-    def _sync_weights(self, group: EnvRunnerGroup) -> None:
-        """All runners of `group` have the learner's weights when this returns.
-
-        What is frozen is put where runners find it once, and each of them reads it once: with adapters, or a frozen
-        vision tower, what is sent after an update is what the update changed.
-        """
-        local = group.local_env_runner
-        if local is not None and self._shared and group is self.env_runner_group:
-            local.set_policy_version(self.learner_group._learner._weights_seq_no)  # noqa: SLF001
-            if not group.num_remote_env_runners():
-                return
-        if self._frozen is None:
-            weights, _ = self._weights(FROZEN)
-            self._frozen = FrozenWeights(uuid.uuid4().hex, ray.put(weights) if weights else None)
-        trained, version = self._weights(TRAINED)
-        weights = {COMPONENT_RL_MODULE: trained, WEIGHTS_SEQ_NO: version, FROZEN: self._frozen}
-        if local is not None and not self._shared:
-            local.set_state(weights)
-        if group.num_remote_env_runners():
-            group.foreach_env_runner("set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False)
-
-    def _weights(self, part: str) -> tuple[dict[str, Any], int]:
-        """One component of the module's state, as an actor needs it, and its version."""
-        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}/{DEFAULT_MODULE_ID}/{part}"
-        state = self.learner_group.get_state(components=path, inference_only=True)[COMPONENT_LEARNER]
-        return state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID], state[WEIGHTS_SEQ_NO]
-
-    def _update_seed(self, part: int = 0) -> int:
-        """Of what is drawn in the present update, or in one part of it."""
-        state = self.run_state
-        mixed = [self.config.seed or 0, state.warm_start_updates, state.updates, state.rollbacks, part]
-        return int(np.random.SeedSequence(mixed).generate_state(1)[0])
 
     # Evaluation.
 
@@ -455,6 +367,8 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
         group = self.eval_env_runner_group or self.env_runner_group
         if group is not self.env_runner_group:
             self._sync_weights(group)
+        else:
+            self._settle()
         return group
 
     def probe_sync(self) -> float:
@@ -462,6 +376,7 @@ class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
 
         Engine and learner hold the same weights where this is rounding alone (1e-3 in float32).
         """
+        self._settle()
         self.let_sample(self.env_runner_group)
         answered = self.env_runner_group.foreach_env_runner(
             lambda runner: runner.probe(), local_env_runner=not self.env_runner_group.num_remote_env_runners()

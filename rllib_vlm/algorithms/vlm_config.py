@@ -101,6 +101,8 @@ class VLMAlgorithmConfig(AgentConfig):
         self.learner_torch_threads: int | None = None
         self.env_runner_torch_threads: int | None = 1
         self.batch_wait_ms = 20.0
+        self.one_step_off_policy = False
+        self.partial_rollouts = 0
         # evaluation
         self.evaluation_at: tuple[str, ...] = ("warm_start_end", "final")
 
@@ -227,7 +229,7 @@ class VLMAlgorithmConfig(AgentConfig):
             span_weights: of parts of an answer in the policy's loss, by the parser's names for them, and "rest":
                 `{reasoning: 0.5}`, or `{answer: 1, rest: 0}` for the actions alone.
             old_logprobs: ratios are taken to the probabilities of the "sampler", or to the "learner"'s own at the
-                weights that sampled, which costs another reading of the update's rows where there is no critic.
+                weights the update starts from, which costs another reading of its rows where there is no critic.
             mismatch: what is done, with the "learner"'s, about tokens the sampler saw another probability of: fields of
                 `batching.mismatch.MismatchSettings`, e.g. `{correction: truncate, cap: 2}`.
             drop_uninformative: rows whose advantages are all 0 are not read at all, where no critic learns
@@ -321,21 +323,35 @@ class VLMAlgorithmConfig(AgentConfig):
 
     @override(AlgorithmConfig)
     def env_runners(
-        self, *, torch_threads: Any = NotProvided, batch_wait_ms: Any = NotProvided, **kwargs: Any
+        self,
+        *,
+        torch_threads: Any = NotProvided,
+        batch_wait_ms: Any = NotProvided,
+        one_step_off_policy: Any = NotProvided,
+        partial_rollouts: Any = NotProvided,
+        **kwargs: Any,
     ) -> Self:
-        """RLlib's `env_runners`, and how each of them generates.
+        """RLlib's `env_runners`, how each of them generates, and what an update waits for (docs/performance.md).
 
         Args:
             torch_threads: CPU threads of an env runner.
             batch_wait_ms: how long a prompt may wait for other simulators' to be answered in one batch. Simulators
                 that have been at their turn for longer are not waited for. Backends that batch by themselves get
                 every prompt at once.
+            one_step_off_policy: while an update learns, the next one's episodes are sampled already, by the weights
+                that it starts from.
+            partial_rollouts: groups under way beyond the `groups_per_update` of an update: it takes the first that are
+                whole, and the episodes of the others go on by its weights. 0 waits for all.
             **kwargs: of `AlgorithmConfig.env_runners`.
 
         Returns:
             This updated AlgorithmConfig object.
         """
-        self._update({"env_runner_torch_threads": torch_threads, "batch_wait_ms": batch_wait_ms})
+        given = {
+            "env_runner_torch_threads": torch_threads, "batch_wait_ms": batch_wait_ms,
+            "one_step_off_policy": one_step_off_policy, "partial_rollouts": partial_rollouts,
+        }  # fmt: skip
+        self._update({"self": self, **given})
         super().env_runners(**kwargs)
         return self
 

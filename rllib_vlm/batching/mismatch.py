@@ -19,7 +19,7 @@ _BOUND = 20.0  # of log-ratios: e^20 is beyond anything that could teach
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MismatchSettings:
-    """`training.mismatch`. With w the probability of the learner over that of the sampler, at the same weights::
+    """`training.mismatch`. With w the learner's probability, at the weights an update starts from, over the sampler's::
 
         none        the loss is taken as if both were the same
         truncate    the loss of a token is multiplied by min(w, cap)        (truncated importance sampling)
@@ -78,7 +78,7 @@ def relearn(
 
     Args:
         rows: with the sampler's log-probs.
-        logprobs: [L] nats per row, the learner's at the weights that sampled, 0 off the sampled tokens.
+        logprobs: [L] nats per row, the learner's at the weights the update starts from, 0 off the sampled tokens.
         settings: how to correct.
     """
     found, gap = [], Gap()

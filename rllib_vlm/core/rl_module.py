@@ -135,7 +135,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def load_policy(self, state: Mapping[str, Any], *, version: int) -> None:
         """New weights from a learner, for every completion asked for from now on."""
-        tensors = _tensors({name: value for name, value in state.items() if name.startswith("model.")})
+        tensors = as_tensors({name: value for name, value in state.items() if name.startswith("model.")})
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         self.backend.load_weights(weights, version=version)
         self.policy_version = version
@@ -343,7 +343,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Raises:
             ModelError: weights of the model are missing in `state`.
         """
-        found = self._load_weights(_tensors(state))
+        found = self._load_weights(as_tensors(state))
         missing = [name for name in found.missing_keys if not name.startswith("value_head.")]
         if missing:
             raise ModelError(
@@ -464,7 +464,7 @@ def _portable(tensor: Tensor) -> Any:
         return tensor
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The arrays of a state as tensors on the same memory, to be read and not written."""
     with warnings.catch_warnings():
         # Arrays from Ray's object store cannot be written, which torch warns of; a copy of all weights would cost as

@@ -18,6 +18,7 @@ class Played:
     worker: int
     items: list[Any]
     metrics: Any
+    numbers: tuple[int, ...] = ()  # of the groups the items belong to, where a runner chooses which it gives
     error: RLlibVLMError | None = None  # a mistake of the user's: no other runner would fare better
 
 

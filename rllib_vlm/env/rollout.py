@@ -64,14 +64,17 @@ class RolloutCounts:
 
 
 class Rollout:
-    """Plays the episodes of a queue to their end.
+    """Plays the episodes of a queue.
+
+    `run` plays all to their end. `play` may leave some under way, for a queue that has all it wants; they keep their
+    slots and go on with the next `play`, by the weights that the backend has then.
 
     Args:
         pool: the simulators.
         backend: generates completions.
         render: prompts of episodes that wait for an answer (the env-to-module pipeline).
         parse: what completions mean (the module-to-env pipeline).
-        settings: see there.
+        settings: of episodes that begin; see there.
         on_event: called with "on_episode_created", "_start", "_step" and "_end", the episode and its slot.
     """
 
@@ -89,9 +92,10 @@ class Rollout:
         self._backend = backend
         self._render = render
         self._parse = parse
-        self._settings = settings
+        self.settings = settings
         self._on_event = on_event
         self.counts = RolloutCounts()
+        self._idle = deque(range(len(pool)))
         self._plays: dict[int, Play] = {}
         self._generating: dict[int, Future[Completion]] = {}
         # When the simulators that are busy were told to go on, and when the prompts that wait began to; monotonic.
@@ -99,30 +103,48 @@ class Rollout:
         self._waiting_since = 0.0
         self._bell = Bell() if backend.continuous else None
 
+    @property
+    def num_under_way(self) -> int:
+        """Episodes that have begun and are not over."""
+        return len(self._plays)
+
     def run(self, queue: EpisodeQueue) -> list[SingleAgentEpisode]:
-        """All episodes of the queue, group by group.
+        """All episodes of the queue, group by group; nothing is under way afterwards.
 
         Raises:
             SimulatorError: simulators fail so persistently that no group can be finished.
         """
-        before = dict(self._backend.counts())
         try:
-            self._play_all(queue)
+            return self.play(queue)
         finally:  # members of groups that were given up, or everything after an error
-            for future in self._generating.values():
-                future.cancel()
-            for slot in list(self._plays):
-                self._pool.cancel(slot)
-                self._leave(slot)
-            self._generating.clear()
-            if self._bell is not None:
-                self._bell.close()
-            after = self._backend.counts()
-            self.counts.backend = {name: count - before.get(name, 0) for name, count in after.items()}
+            self.close()
+
+    def play(self, queue: EpisodeQueue) -> list[SingleAgentEpisode]:
+        """What the queue wants, as soon as it is there.
+
+        Raises:
+            SimulatorError: simulators fail so persistently that no group can be finished.
+        """
+        self.counts = RolloutCounts()
+        before = dict(self._backend.counts())
+        self._play_all(queue)
+        after = self._backend.counts()
+        self.counts.backend = {name: count - before.get(name, 0) for name, count in after.items()}
         return queue.episodes()
 
+    def close(self) -> None:
+        """Gives up what is under way; plays nothing more."""
+        for future in self._generating.values():
+            future.cancel()
+        for slot in list(self._plays):
+            self._pool.cancel(slot)
+            self._leave(slot)
+        self._generating.clear()
+        if self._bell is not None:
+            self._bell.close()
+
     def _play_all(self, queue: EpisodeQueue) -> None:
-        idle = deque(range(len(self._pool)))
+        idle = self._idle
         limit = 100 + 10 * len(self._pool)
         while not queue.done:
             self._start_idle(idle, queue)
@@ -169,7 +191,7 @@ class Rollout:
         if not self._simulating:
             return 0.0
         since = min(self._waiting_since, max(self._simulating.values()))
-        return max(0.0, since + self._settings.batch_wait_s - time.monotonic())
+        return max(0.0, since + self.settings.batch_wait_s - time.monotonic())
 
     def _leave(self, slot: int) -> None:
         self._simulating.pop(slot, None)
@@ -180,14 +202,14 @@ class Rollout:
             self._start(idle.popleft(), member)
 
     def _start(self, slot: int, member: Member) -> None:
-        settings = self._settings
+        settings = self.settings
         play = self._plays[slot] = Play(member, settings)
         self._on_event("on_episode_created", play.episode, slot)
         self._simulating[slot] = time.monotonic()
         self._pool.reset(
             slot,
             seed=member.task.seed,
-            options={"split": member.task.split, **settings.options},
+            options={"split": member.task.split, **settings.options, **member.options},
             expert_max_actions=settings.max_actions if settings.demonstrations is not None else 0,
         )
 
@@ -210,7 +232,7 @@ class Rollout:
             self.counts.actions += len(play.parsed.actions)
         self._on_event("on_episode_step" if is_turn else "on_episode_start", play.episode, slot)
         if over and len(play.episode):
-            if self._settings.render_final and not play.episode.is_terminated:
+            if self.settings.render_final and not play.episode.is_terminated:
                 play.episode.custom_data[FINAL_PROMPT] = self._rendered([play.episode])[0]
             self._on_event("on_episode_end", play.episode, slot)
         return over

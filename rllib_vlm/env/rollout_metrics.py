@@ -13,10 +13,10 @@ Shares and means are over the episodes (or turns) of one call, merged over runne
 | `truncated_response_rate`   | share of answers cut at the token limit                          |
 | `dropped_turns`             | past turns a prompt leaves out, mean                             |
 | `prompt_length`             | tokens of a prompt, mean                                         |
-| `policy_lag`                | largest age of the weights behind an answer, in updates          |
 | `tokens_per_s`, `turns_per_s` | generated tokens and turns per second of wall clock            |
 | `time_render_s`, `time_generate_s`, `time_simulate_s`, `time_sample_s` | seconds by phase        |
 | `num_simulator_crashes`, `num_simulator_timeouts`, `num_replaced_groups` | counts                |
+| `num_episodes_under_way`    | begun and not over, where an update does not wait for all        |
 | `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend `hf` computed, and had already |
 | `sim/<name>`                | the simulator's own metrics, means                               |
 """
@@ -52,6 +52,7 @@ def log_rollout(
     queue: EpisodeQueue,
     wall_s: float,
     version: int,
+    under_way: int,
 ) -> None:
     """Logs the table of this module; see there."""
     sums: dict[str, float] = {
@@ -59,6 +60,7 @@ def log_rollout(
         "num_simulator_timeouts": counts.timeouts,
         "num_replaced_groups": queue.num_replaced,
         "num_generated_tokens": counts.generated_tokens,
+        "num_episodes_under_way": under_way,
         **counts.backend,
     }
     for name, total in sums.items():
@@ -74,7 +76,7 @@ def log_rollout(
     # Runners work at the same time: their rates add up.
     metrics.log_value("tokens_per_s", counts.generated_tokens / wall_s, reduce="sum")
     metrics.log_value("turns_per_s", counts.turns / wall_s, reduce="sum")
-    for name, values in _per_episode(episodes, version).items():
+    for name, values in _per_episode(episodes).items():
         if values:
             metrics.log_value(name, sum(values) / len(values), reduce="mean", window=_WINDOW)
     played = [e for e in episodes if len(e)]
@@ -91,7 +93,7 @@ def log_rollout(
         metrics.log_value(EPISODE_RETURN_MAX, episode.get_return(), reduce="max")
 
 
-def _per_episode(episodes: Sequence[SingleAgentEpisode], version: int) -> dict[str, list[float]]:
+def _per_episode(episodes: Sequence[SingleAgentEpisode]) -> dict[str, list[float]]:
     """Values to average: one per episode, or per turn for what turns have."""
     values: dict[str, list[float]] = defaultdict(list)
     for episode in episodes:
@@ -106,9 +108,7 @@ def _per_episode(episodes: Sequence[SingleAgentEpisode], version: int) -> dict[s
             values["dropped_turns"].append(float(prompt.dropped_turns))
         for parsed in episode.get_extra_model_outputs(VLMColumns.PARSED):
             values["parse_failure_rate"].append(float(not parsed.valid))
-        answers = executed(episode)
-        for answer in answers:
+        for answer in executed(episode):
             values["response_length"].append(float(len(answer.token_ids)))
             values["truncated_response_rate"].append(float(answer.finish_reason == "length"))
-        values["policy_lag"].append(float(version - min(a.policy_version for a in answers)))
     return values

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -59,8 +59,12 @@ class TaskSampler:
         self.cursor = 0  # tasks drawn so far; all the state there is
 
     def draw(self) -> Task:
-        position = self._first + self.cursor * self._workers + self._worker
         self.cursor += 1
+        return self.at(self.cursor - 1)
+
+    def at(self, place: int) -> Task:
+        """The task that is drawn where the cursor stands at `place`; the cursor stays where it is."""
+        position = self._first + place * self._workers + self._worker
         if self._num_task_seeds is not None:
             position %= self._num_task_seeds
         # 31 bits: every simulator takes such a seed.
@@ -81,11 +85,14 @@ class Member:
     key: int  # number of the group in the queue
     index: int  # 0 to group_size - 1
     attempt: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the reset, the same for all siblings
 
 
 @dataclass(slots=True)
 class _Group(Generic[EpisodeT]):
     task: Task
+    number: int  # of who asked for it; a replacement has that of the group it stands for
+    options: Mapping[str, Any]
     finished: dict[int, EpisodeT] = field(default_factory=dict)
     dropped: bool = False
 
@@ -118,14 +125,15 @@ class GroupQueue(Generic[EpisodeT]):
         self._groups: dict[int, _Group[EpisodeT]] = {}
         self._failures: dict[Hashable, int] = {}
         self._waiting: deque[Member] = deque()
+        self._opened = 0
         self.num_replaced = 0
-        for task in tasks:
-            self._open(task)
+        for number, task in enumerate(tasks):
+            self._open(task, number, {})
         self._wanted = len(self._groups)
 
     @property
     def done(self) -> bool:
-        return sum(len(g.finished) == self._group_size for g in self._groups.values()) == self._wanted
+        return sum(len(g.finished) == self._group_size for g in self._groups.values()) >= self._wanted
 
     def take(self) -> Member | None:
         """The next episode to play, or None while only running ones are left."""
@@ -147,14 +155,11 @@ class GroupQueue(Generic[EpisodeT]):
             return
         failures = self._failures[member.key] = self._failures.get(member.key, 0) + 1
         if failures <= self._max_retries:
-            retry = Member(member.task, member.key, member.index, member.attempt + 1)
-            self._waiting.appendleft(retry)
+            self._waiting.appendleft(replace(member, attempt=member.attempt + 1))
             return
-        group.dropped = True
-        group.finished.clear()
-        self._waiting = deque(m for m in self._waiting if m.key != member.key)
+        self._drop(member.key)
         self.num_replaced += 1
-        self._open(self._replacement())
+        self._open(self._replacement(), group.number, group.options)
 
     def episodes(self) -> list[EpisodeT]:
         """All episodes, group by group, members in order."""
@@ -165,7 +170,59 @@ class GroupQueue(Generic[EpisodeT]):
             for i in range(self._group_size)
         ]
 
-    def _open(self, task: Task) -> None:
-        key = len(self._groups)
-        self._groups[key] = _Group(task)
-        self._waiting.extend(Member(task, key, i) for i in range(self._group_size))
+    def _open(self, task: Task, number: int, options: Mapping[str, Any]) -> None:
+        key, self._opened = self._opened, self._opened + 1
+        self._groups[key] = _Group(task, number, options)
+        self._waiting.extend(Member(task, key, i, options=options) for i in range(self._group_size))
+
+    def _drop(self, key: int) -> None:
+        self._groups[key].dropped = True
+        self._groups[key].finished.clear()
+        self._waiting = deque(m for m in self._waiting if m.key != key)
+
+
+class OpenGroups(GroupQueue[EpisodeT]):
+    """A queue that outlives an update: groups come and, once they are whole, go, while others are played on.
+
+    Args:
+        group_size: members of a group.
+        replacement: another task, for a group that cannot be finished.
+        max_retries: failures a group may have before it is replaced.
+    """
+
+    def __init__(self, group_size: int, *, replacement: Callable[[], Task], max_retries: int = 2) -> None:
+        super().__init__((), group_size, replacement=replacement, max_retries=max_retries)
+        self.taken: tuple[int, ...] = ()  # numbers of the groups whose episodes were given last
+
+    def hold(self, tasks: Mapping[int, Task], wanted: int, options: Mapping[str, Any]) -> None:
+        """Plays these groups, by their numbers, from now on, until `wanted` of them are whole.
+
+        Those that are under way go on; others that were are given up.
+
+        Args:
+            tasks: by number; siblings play one.
+            wanted: how many of them are to be whole.
+            options: of the resets of groups that begin now.
+
+        Raises:
+            ValueError: more are wanted than there are.
+        """
+        if wanted > len(tasks):
+            raise ValueError(f"{wanted} groups are wanted, of {len(tasks)}")
+        for key, group in self._groups.items():
+            if group.number not in tasks:
+                self._drop(key)
+        under_way = {group.number for group in self._groups.values() if not group.dropped}
+        for number, task in tasks.items():
+            if number not in under_way:
+                self._open(task, number, options)
+        self._wanted = wanted
+        self.num_replaced = 0
+
+    def episodes(self) -> list[EpisodeT]:
+        """Those of the wanted groups, which leave the queue; of more that are whole, the ones begun first."""
+        whole = [key for key, group in self._groups.items() if len(group.finished) == self._group_size]
+        taken = [self._groups.pop(key) for key in whole[: self._wanted]]
+        self.taken = tuple(group.number for group in taken)
+        self._wanted = 0
+        return [group.finished[i] for group in taken for i in range(self._group_size)]

@@ -37,7 +37,7 @@ from rllib_vlm.env.rollout import EpisodeQueue, Rollout
 from rllib_vlm.env.rollout_metrics import log_rollout
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
-from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
+from rllib_vlm.env.tasks import GroupQueue, OpenGroups, Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
 from rllib_vlm.env.weights import FrozenWeights, WeightsReader
 from rllib_vlm.errors import RLlibVLMError
@@ -63,6 +63,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(config.env_runner_torch_threads)
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
+        self._open: tuple[Rollout, OpenGroups[SingleAgentEpisode]] | None = None  # episodes that go on
         self._tell: Callable[[], object] | None = None  # called after each episode of the present call
         self._weights = WeightsReader()
         self._given_seed: int | None = None  # of what is drawn in the present call; the driver says
@@ -170,6 +171,30 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         """Plays training tasks, a whole group each, by the policy; `level` is the curriculum's."""
         self.level, self._given_seed = level, seed
         return self._played(lambda: without_views(self._play_groups(tasks)))
+
+    def play_open_groups(
+        self, tasks: Mapping[int, Task], wanted: int, level: float | None = None, seed: int | None = None
+    ) -> Played:
+        """Plays training tasks on, a whole group each, until `wanted` of them are whole.
+
+        The others keep their slots, and go on with the next call, by the weights there are then. Whatever else this
+        runner is asked to play has them forgotten; the next call begins them again.
+
+        Args:
+            tasks: all that are to be under way here, by number.
+            wanted: groups.
+            level: the curriculum's, of groups that begin.
+            seed: of what is drawn in episodes that begin.
+        """
+        self.level, self._given_seed = level, seed
+        played = self._played(lambda: without_views(self._play_on(tasks, wanted)))
+        return replace(played, numbers=self._open[1].taken if self._open is not None else ())
+
+    def forget(self) -> None:
+        """Gives up the episodes that would go on."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open = None
 
     def play_demonstrations(
         self,
@@ -340,6 +365,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
 
     @override(EnvRunner)
     def stop(self) -> None:
+        self.forget()
         if self.env is not None:
             self.env.close()
         if self.module is not None:
@@ -355,16 +381,36 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         replacement: Any = None,
         counted: bool = True,
     ) -> list[SingleAgentEpisode]:
-        if self.config.env_runner_torch_threads:
-            torch.set_num_threads(self.config.env_runner_torch_threads)
-        start = time.perf_counter()
+        self.forget()  # they have the slots
         queue: EpisodeQueue = GroupQueue(
             tasks,
             group_size,
             replacement=replacement or self._replacements.draw,
             max_retries=self.config.simulator_max_retries,
         )
-        rollout = Rollout(
+        rollout = self._rollout(settings)
+        return self._perform(rollout, queue, rollout.run, counted=counted)
+
+    def _play_on(self, tasks: Mapping[int, Task], wanted: int) -> list[SingleAgentEpisode]:
+        settings = self._settings(self.config, level=None)
+        if self._open is None:
+            retries = self.config.simulator_max_retries
+            queue: OpenGroups[SingleAgentEpisode] = OpenGroups(
+                self.config.group_size, replacement=self._replacements.draw, max_retries=retries
+            )
+            self._open = self._rollout(settings), queue
+        rollout, queue = self._open
+        rollout.settings = settings
+        # Siblings may begin in several calls, and all of them begin alike.
+        queue.hold(tasks, wanted, {} if self.level is None else {"level": self.level})
+        try:
+            return self._perform(rollout, queue, rollout.play)
+        except BaseException:
+            self.forget()
+            raise
+
+    def _rollout(self, settings: RolloutSettings) -> Rollout:
+        return Rollout(
             pool=self.pool,
             backend=self.module.backend,
             render=self._render_prompts,
@@ -372,15 +418,30 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             settings=settings,
             on_event=self._on_event,
         )
+
+    def _perform(
+        self,
+        rollout: Rollout,
+        queue: EpisodeQueue,
+        play: Callable[[EpisodeQueue], list[SingleAgentEpisode]],
+        *,
+        counted: bool = True,
+    ) -> list[SingleAgentEpisode]:
+        """What `play` makes of the queue, with everything around it: threads, metrics and callbacks."""
+        if self.config.env_runner_torch_threads:
+            torch.set_num_threads(self.config.env_runner_torch_threads)
+        start = time.perf_counter()
         was_training = self.module.training
         self.module.eval()
         with torch.no_grad():
-            episodes = rollout.run(queue)
+            episodes = play(queue)
         self.module.train(was_training)
         for message in rollout.counts.failures[:3]:
             logger.warning("a simulator lost its episode: %s", message)
         wall_s = time.perf_counter() - start
-        log_rollout(self.metrics, episodes, rollout.counts, queue, wall_s, self._weights_seq_no)
+        log_rollout(
+            self.metrics, episodes, rollout.counts, queue, wall_s, self._weights_seq_no, rollout.num_under_way
+        )
         if counted:
             self._increase_sampled_metrics(sum(len(e) for e in episodes), len(episodes))
             self.num_env_steps_sampled_lifetime += sum(len(e) for e in episodes)

@@ -4,62 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from runs import run
 from tiny import tiny_config
 
 from rllib_vlm.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-# Seconds and what is counted in them; and the counters of a process, which a new one begins anew.
-_TIMES = (
-    "_s",
-    "time",
-    "timers",
-    "throughput",
-    "pid",
-    "date",
-    "wall",
-    "hostname",
-    "node",
-    "trial",
-    "perf",
-    "timestamp",
-)
-
-
-def figures(result, path=""):
-    """All numbers of a result but times."""
-    found = {}
-    for key, value in result.items():
-        if any(part in key for part in _TIMES) or key in (
-            "config",
-            "since_restore",
-            "iterations_since_restore",
-        ):
-            continue
-        if isinstance(value, dict):
-            found |= figures(value, f"{path}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[path + key] = float(value)
-    return found
-
-
-def weights(algorithm):
-    found = algorithm.learner_group.get_weights()["default_policy"]
-    return {name: np.array(value) for name, value in found.items()}
-
-
-def run(config, iterations, restore=None, save=None):
-    algorithm = config.copy(copy_frozen=False).build_algo()
-    try:
-        if restore is not None:
-            algorithm.restore_from_path(str(restore))
-        results = [figures(algorithm.train()) for _ in range(iterations)]
-        if save is not None:
-            algorithm.save_to_path(str(save))
-        return results, weights(algorithm)
-    finally:
-        algorithm.stop()
 
 
 def configuration(name, **training):

@@ -113,6 +113,22 @@ def test_everything_that_is_wrong_is_said_at_once():
             r"(?s)max_ratio is 0.5; it must be a number above 1.*action is 'halt'.*Known: skip, stop, abandon",
         ),
         (lambda c: c.training(kl_target=0.1), "kl_target moves kl_coeff"),
+        (
+            lambda c: c.env_runners(one_step_off_policy=True),
+            "num_env_runners is 0: .* Set num_env_runners to 1 or more, or one_step_off_policy to false",
+        ),
+        (
+            lambda c: (
+                c.env_runners(num_env_runners=1, num_gpus_per_env_runner=0.5, one_step_off_policy=True)
+                .learners(num_learners=1, num_gpus_per_learner=0.5)
+                .resources(placement="hybrid")
+            ),
+            "'hybrid' they take turns on a GPU. Set placement to 'separate' or 'shared'",
+        ),
+        (
+            lambda c: c.env_runners(partial_rollouts=True),
+            "partial_rollouts is True; it must be a whole number",
+        ),
         (lambda c: c.training(sampling_rounds=2), "group_size of 2 or more"),
         (lambda c: c.training(ratio_level="turns"), "Did you mean 'turn'"),
         (lambda c: c.training(span_weights={"anser": 1.0}), "span_weights: .*Did you mean 'answer'"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
+from rllib_vlm.env.tasks import GroupQueue, OpenGroups, Task, TaskSampler, heldout_tasks
 
 
 def test_runners_never_share_a_task_and_together_play_one_sequence():
@@ -22,6 +22,7 @@ def test_the_sequence_follows_the_seed_and_the_cursor():
     again.cursor = 3
     assert [again.draw(), again.draw()] == drawn[3:]
     assert TaskSampler(seed=2).draw() != drawn[0]
+    assert [again.at(place) for place in range(5)] == drawn and again.cursor == 5
 
 
 def test_num_task_seeds_repeats_the_sequence():
@@ -126,3 +127,57 @@ def test_a_group_without_retries_is_replaced_at_once():
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_a_group_is_named_after_its_split_and_seed(split):
     assert Task(split, 5).group == f"{split}/5"
+
+
+@given(
+    size=st.integers(1, 3),
+    wanted=st.integers(1, 3),
+    ahead=st.integers(0, 3),
+    order=st.lists(st.integers(0, 11), max_size=80),
+    failures=st.lists(st.booleans(), max_size=80),
+)
+@settings(max_examples=60, deadline=None)
+def test_open_groups_come_whole_each_once_whoever_is_quick(size, wanted, ahead, order, failures):
+    queue, chance, fails = OpenGroups(size, replacement=Replacements()), iter(order), iter(failures)
+    playing, given_, drawn = [], [], 0
+    held: dict[int, Task] = {}
+    for update in range(4):
+        new = wanted + ahead - len(held)
+        held |= {number: Task("train", number) for number in range(drawn, drawn + new)}
+        drawn += new
+        queue.hold(held, wanted, {"level": update})
+        while not queue.done:
+            while (member := queue.take()) is not None:
+                playing.append(member)
+            member = playing.pop(next(chance, 0) % len(playing))
+            if next(fails, False):
+                queue.fail(member)
+            else:
+                queue.finish(member, member)
+        members = queue.episodes()
+        assert len(queue.taken) == wanted and len(members) == wanted * size
+        for k, number in enumerate(queue.taken):
+            siblings = members[k * size : (k + 1) * size]
+            assert [m.index for m in siblings] == list(range(size))
+            assert len({m.task for m in siblings}) == len({m.options["level"] for m in siblings}) == 1
+            assert siblings[0].task in (held.pop(number), *(Task("train", 1000 + i) for i in range(1, 99)))
+        given_ += queue.taken
+    assert sorted([*given_, *held]) == list(range(drawn)), "nothing is lost, and nothing comes twice"
+
+
+def test_of_open_groups_that_are_whole_the_oldest_goes_first_and_what_is_not_held_is_given_up():
+    queue = OpenGroups(1, replacement=Replacements())
+    queue.hold({n: Task("train", n) for n in range(3)}, 1, {})
+    members = [queue.take() for _ in range(3)]
+    for member in (members[2], members[1]):
+        queue.finish(member, member.task.seed)
+    assert queue.episodes() == [1] and queue.taken == (1,)
+    queue.hold({2: Task("train", 2), 3: Task("train", 3)}, 2, {})
+    assert queue.is_dropped(members[0]) and not queue.done
+    new = queue.take()
+    assert new.task.seed == 3 and queue.take() is None
+    queue.finish(members[0], "late")
+    queue.finish(new, 3)
+    assert queue.done and queue.episodes() == [2, 3]
+    with pytest.raises(ValueError, match="2 groups are wanted, of 1"):
+        queue.hold({4: Task("train", 4)}, 2, {})

@@ -96,7 +96,7 @@ def test_no_completion_is_wasted():
     assert metrics["num_generated_tokens"] == tokens
     assert metrics["num_env_steps_sampled_lifetime"] == turns
     assert metrics["num_episodes"] == 10
-    assert metrics["policy_lag"] == 0
+    assert metrics["num_episodes_under_way"] == 0
 
 
 @pytest.mark.parametrize("history", ["full", "current"])
