@@ -149,6 +149,7 @@ _MAPPINGS = (
     "reset_options",
     "parser_options",
     "backend_options",
+    "engine_options",
     "credit_options",
     "span_weights",
     "mismatch",

@@ -46,6 +46,16 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
     return [*errors, *_evaluation(config, known=set(errors))]
 
 
+def engines_of(backend: str) -> str | None:
+    """What `VLMFamily.served_by` calls the engines of this backend; None where runners generate by themselves.
+
+    Raises:
+        UnknownNameError: no such backend.
+        MissingExtraError: the backend is not installed.
+    """
+    return getattr(registry.resolve("backends", backend), "served_as", None)
+
+
 def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     wrong = list(_attempt("parser", lambda: build_parser(c.parser, **c.parser_options)))
     yield from wrong
@@ -56,6 +66,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
     yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
     yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
+    if isinstance(c.engine_options, dict):
+        yield from _attempt("engine", lambda: c.engine_settings)
     if isinstance(c.mismatch, dict):
         yield from _attempt("mismatch", lambda: _check_mismatch(c))
     if isinstance(c.step_guard, dict):
@@ -226,9 +238,31 @@ def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
     yield from unknown or _attempt("model_config", lambda: _check_model(c))
     if not unknown:
         yield from _grounding(c)
+        yield from _attempt("backend", lambda: _check_engines(c))
     yield from _attempt(
         "model_config: value_head", lambda: ValueHeadConfig.of(c.model_config.get("value_head"))
     )
+
+
+def _check_engines(c: VLMAlgorithmConfig) -> None:
+    """Engines that know the family, where there are engines at all."""
+    try:
+        engines = engines_of(c.backend)
+    except RLlibVLMError:
+        return  # said already
+    if engines is None:
+        if c.engine_options:
+            raise RLlibVLMError(
+                f"the backend {c.backend!r} has no engines: leave out generation.engine, or take backend 'vllm'"
+            )
+        return
+    name = c.model_config["family"]
+    if engines not in registry.resolve("models", name).served_by:
+        known = [m for m in registry.names("models") if engines in registry.resolve("models", m).served_by]
+        raise RLlibVLMError(
+            f"engines of {c.backend!r} do not know the family {name!r}; they know {', '.join(known)}. Backend 'hf' "
+            "knows them all"
+        )
 
 
 def _grounding(c: VLMAlgorithmConfig) -> Iterator[str]:

@@ -26,12 +26,14 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
+from rllib_vlm.algorithms.engine_sync import EngineSync, bundles
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -56,6 +58,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
+    _engines: EngineSync | None = None  # where runners share engines
     ending: RLlibVLMError | None = None  # set by callbacks: what the next iteration raises
 
     @classmethod
@@ -74,6 +77,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         if self.config.curriculum is not None:
             self.run_state.level = float(self.config.curriculum.get("start", 0.0))
         self.run_state.advance(self.config)
+        self._engines = EngineSync.of(self.config)
         self._share_module()
         self._sync_weights(self.env_runner_group)
 
@@ -346,11 +350,14 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
 
     def _sync_weights(self, group: EnvRunnerGroup) -> None:
-        """All runners of `group` have the learner's weights when this returns.
+        """All runners of `group`, or the engines they share, have the learner's weights when this returns.
 
         What is frozen is put where runners find it once, and each of them reads it once: with adapters, or a frozen
         vision tower, what is sent after an update is what the update changed.
         """
+        if self._engines is not None:
+            self._sync_engines(self._engines, group)
+            return
         local = group.local_env_runner
         if local is not None and self._shared and group is self.env_runner_group:
             local.set_policy_version(self.learner_group._learner._weights_seq_no)  # noqa: SLF001
@@ -365,6 +372,40 @@ class VLMAlgorithm(CheckpointedAlgorithm):
             local.set_state(weights)
         if group.num_remote_env_runners():
             group.foreach_env_runner("set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False)
+
+    def _sync_engines(self, engines: EngineSync, group: EnvRunnerGroup) -> None:
+        if self._frozen is None:  # weights may be others than those of the same number before
+            self._frozen = FrozenWeights(uuid.uuid4().hex, None)
+        for name, value in engines.sync(self.learner_group, self._frozen.key).items():
+            reduce = "sum" if name.startswith("num_") else "max"
+            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, reduce=reduce)
+        told = {"engines": engines.engines, "version": engines.version}
+        group.foreach_env_runner(
+            "follow_engines", kwargs=told, local_env_runner=group.local_env_runner is not None
+        )
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        restored: list[int] = super().restore_env_runners(env_runner_group)
+        if restored and self._engines is not None:  # new processes know of no engines
+            self._sync_engines(self._engines, env_runner_group)
+        return restored
+
+    @classmethod
+    @override(Algorithm)
+    def default_resource_request(cls, config: Any) -> Any:
+        """RLlib's, and what engines take."""
+        request = super().default_resource_request(config)
+        own = bundles(cls.get_default_config().update_from_dict(config))
+        if not own:
+            return request
+        return PlacementGroupFactory([*request.bundles, *own], strategy=request.strategy)
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        if self._engines is not None:
+            self._engines.stop()
 
     def _weights(self, part: str) -> tuple[dict[str, Any], int]:
         """One component of the module's state, as an actor needs it, and its version."""

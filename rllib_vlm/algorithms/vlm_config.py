@@ -13,7 +13,8 @@ from ray.rllib.utils.annotations import override
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.agent_config import AgentConfig
-from rllib_vlm.algorithms.validation import check
+from rllib_vlm.algorithms.validation import check, engines_of
+from rllib_vlm.backends.vllm.settings import EngineSettings
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.optimizers import Optimizer
@@ -390,7 +391,19 @@ class VLMAlgorithmConfig(AgentConfig):
             "logprob_chunk": int(self.logprob_chunk),
         }
 
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """Of the engines that env runners share, with what the run's other settings say of them.
+
+        Raises:
+            ConfigErrors: options there are not, or values out of their range.
+        """
+        known = {"max_model_len": self.row_tokens, "dtype": self.model_config.get("dtype", "float32")}
+        return EngineSettings.read({**known, **self.engine_options})
+
     def _backend_options(self) -> dict[str, Any]:
+        if engines_of(self.backend):
+            return {"settings": self.engine_settings, "shared": True, **self.backend_options}
         if self.backend != "hf":
             return dict(self.backend_options)
         kept = self.session_cache_mib

@@ -1,0 +1,152 @@
+"""The engines of a run: started once, given weights after every update, started again where they die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError
+
+from rllib_vlm.backends.vllm.keeper import WeightKeeper
+from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights
+from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.errors import ModelError
+
+_SITE = Path(__file__).with_name("site")
+_CALLS = 100_000  # that an engine may have under way; vLLM itself queues what does not fit into its batch
+_PAUSE_S = 0.2
+
+
+class EngineGroup:
+    """Whoever makes it owns the engines: they end with it, or with its process.
+
+    Args:
+        settings: of the engines.
+        learner_devices: see `VLLMEngine`.
+    """
+
+    def __init__(self, settings: EngineSettings, learner_devices: Sequence[str] = ()) -> None:
+        self.settings = settings
+        self.engines: tuple[ActorHandle, ...] = ()
+        self.transport = "files"  # that all of them take
+        self._devices = tuple(learner_devices)
+        self._keeper: ActorHandle | None = None
+
+    def keep(self, weights: PolicyWeights) -> None:
+        """Engines that start from now on have these weights; the first call starts them.
+
+        Raises:
+            ModelError: an engine does not start.
+        """
+        if self._keeper is None:
+            self._keeper = ray.remote(num_cpus=0)(WeightKeeper).remote()
+        ray.get(self._keeper.put.remote(weights))
+        if not self.engines:
+            self.engines = tuple(self._make(number) for number in range(self.settings.count))
+            found = set(self._each(lambda engine: engine.transport.remote()))
+            self.transport = found.pop() if len(found) == 1 else "files"
+
+    def load(self, weights: PolicyWeights) -> None:
+        """All engines have these weights when this returns, and those that die will have them again.
+
+        Raises:
+            ModelError: an engine does not start.
+        """
+        started = bool(self.engines)
+        self.keep(weights)
+        if started:
+            self._each(lambda engine: engine.load.remote(weights))
+
+    def ask_each(self, ask: Ask) -> list[Answer]:
+        """Every engine's answer to the same prompt."""
+        answers: list[Answer] = self._each(lambda engine: engine.generate.remote(ask))
+        return answers
+
+    def num_restarts(self) -> int:
+        """How often engines had to be started again."""
+        return int(ray.get(self._keeper.num_restarts.remote())) if self._keeper is not None else 0
+
+    def stop(self) -> None:
+        """Ends the engines; safe to call twice."""
+        for actor in (*self.engines, self._keeper):
+            if actor is not None:
+                ray.kill(actor)
+        self.engines, self._keeper = (), None
+
+    def patiently(self, call: Callable[[], ray.ObjectRef]) -> Any:
+        """The outcome of an engine's call, made again while Ray starts the engine again.
+
+        Raises:
+            ModelError: the engine does not come up.
+        """
+        deadline = time.monotonic() + self.settings.start_deadline_s
+        while True:
+            try:
+                return ray.get(call())
+            except RayActorError as error:
+                refuse_the_dead(error, deadline)
+                time.sleep(_PAUSE_S)
+
+    def _each(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> list[Any]:
+        """All of them at once; where one died meanwhile, its call again."""
+        first = [call(engine) for engine in self.engines]
+        outcomes = []
+        for engine, ref in zip(self.engines, first, strict=True):
+            try:
+                outcomes.append(ray.get(ref))
+            except RayActorError:
+                outcomes.append(self.patiently(lambda engine=engine: call(engine)))
+        return outcomes
+
+    def _make(self, number: int) -> ActorHandle:
+        from rllib_vlm.backends.vllm.engine import VLLMEngine
+
+        settings = self.settings
+        return (
+            ray.remote(VLLMEngine)
+            .options(
+                num_cpus=settings.num_cpus,
+                num_gpus=settings.gpus_per_engine,
+                max_restarts=-1,
+                max_task_retries=0,  # whoever asked asks again, and counts it
+                max_concurrency=_CALLS,
+                runtime_env={"env_vars": _environment(settings)},
+            )
+            .remote(number, settings, self._keeper, self._devices)
+        )
+
+
+def refuse_the_dead(error: RayActorError, deadline: float) -> None:
+    """Raises what keeps an engine from coming up again, if it will not, or did not until `deadline`.
+
+    Raises:
+        ModelError: the reason.
+    """
+    gone = isinstance(error, ActorDiedError) and "ModelError" in str(error)
+    if gone or time.monotonic() > deadline:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        told = [line for line in lines if "ModelError:" in line] or lines
+        raise ModelError(f"an engine does not start: {told[-1].split('ModelError: ')[-1]}") from error
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    """Of an engine's process; what the user set stays."""
+    own = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the actor is a process of its own already
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # logits processors, which bans need, have another form there
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(settings.torch_threads),
+    }
+    paths = [str(_SITE), os.environ.get("PYTHONPATH", "")]
+    fixed = {"OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    return {
+        **{name: value if name in fixed else os.environ.get(name, value) for name, value in own.items()},
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }

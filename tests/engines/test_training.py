@@ -1,0 +1,153 @@
+"""Whole runs with shared engines: weights after every update, an engine killed on the way, `rllib train file`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from tiny import MODEL, tiny_config
+from typer.testing import CliRunner
+
+from rllib_vlm.cli import app
+from rllib_vlm.errors import ModelError
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+ENGINE = {"num_cpus": 0.5, "max_model_len": 512}
+
+
+def config(**engine):
+    return tiny_config("ppo", observation="vision").generation(backend="vllm", engine={**ENGINE, **engine})
+
+
+def engine_processes() -> list[psutil.Process]:
+    """Of this test's own cluster."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if " ".join(process.cmdline()).startswith("ray::VLLMEngine")
+    ]
+
+
+def test_engines_have_the_learners_weights_after_every_update():
+    algorithm = config(count=2).env_runners(num_env_runners=2, num_cpus_per_env_runner=0.25).build_algo()
+    try:
+        engines = algorithm._engines.engines  # noqa: SLF001
+        assert len(engines) == 2
+        for update in (1, 2):
+            found = algorithm.train()["env_runners"]
+            assert found["engine_probe_gap"] < 1e-4
+            assert found["policy_lag"] == 0
+            assert algorithm.probe_sync() < 1e-4
+            versions = ray.get([engine.version.remote() for engine in engines])
+            assert versions == [algorithm._engines.version] * 2 and versions[0] >= update  # noqa: SLF001
+        assert found["num_prefill_tokens"] > 0
+    finally:
+        algorithm.stop()
+    end = time.monotonic() + 30
+    while engine_processes():
+        assert time.monotonic() < end, "engines outlive their algorithm"
+        time.sleep(0.2)
+
+
+def test_an_engine_with_other_weights_is_found_out():
+    algorithm = config().build_algo()
+    try:
+        sync = algorithm._engines  # noqa: SLF001
+        learner = algorithm.learner_group._learner  # noqa: SLF001
+        give = sync._group.load  # noqa: SLF001
+
+        def forget(weights):  # an update that does not arrive
+            give(old)
+
+        old = sync._export(algorithm.learner_group, 0)  # noqa: SLF001
+        for parameter in learner.module["default_policy"].parameters():
+            parameter.data.mul_(1.2)
+        sync._group.load = forget  # noqa: SLF001
+        with pytest.raises(ModelError, match="differ by .* nats"):
+            sync.sync(algorithm.learner_group, "other weights")
+        sync._group.load = give  # noqa: SLF001
+        assert sync.sync(algorithm.learner_group, "other weights")["engine_probe_gap"] < 1e-4
+    finally:
+        algorithm.stop()
+
+
+def test_adapters_reach_the_engine_merged():
+    pytest.importorskip("peft")
+    asked = config().rl_module(model_config={**MODEL, "lora": {"rank": 2, "target": ["q_proj"]}})
+    algorithm = asked.build_algo()
+    try:
+        assert algorithm.train()["env_runners"]["engine_probe_gap"] < 1e-4
+    finally:
+        algorithm.stop()
+
+
+def test_a_run_whose_engine_is_killed_goes_on():
+    episodes = 24
+    algorithm = (
+        config()
+        .env_runners(num_env_runners=1, num_cpus_per_env_runner=0.25)
+        .training(groups_per_update=episodes)
+        .build_algo()
+    )
+    try:
+        algorithm.train()
+        (engine,) = engine_processes()
+        killer = threading.Timer(0.3, engine.kill)
+        killer.start()
+        found = algorithm.train()["env_runners"]
+        killer.join()
+        for _ in range(2):  # where the kill came after the last answer, the next iteration meets a dead engine
+            if found["num_engine_restarts"]:
+                break
+            found = algorithm.train()["env_runners"]
+        assert found["num_engine_restarts"] == 1
+        assert found["num_episodes"] == episodes
+        assert found["num_replaced_groups"] == 0
+        assert found["engine_probe_gap"] < 1e-4
+        (other,) = engine_processes()
+        assert other.pid != engine.pid
+    finally:
+        algorithm.stop()
+
+
+RUN = """
+engines:
+  run: VLMPPO
+  env: frozen_lake
+  include: [models/tiny]
+  stop: {training_iteration: 2}
+  checkpoint_config: {checkpoint_at_end: true}
+  config:
+    environment: {env_config: {observation: vision, size: 3, max_steps: 4, image_size: 56}}
+    env_runners: {num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}
+    learners: {num_learners: 1, num_cpus_per_learner: 0.25, torch_threads: 1}
+    simulation: {max_turns: 4}
+    prompting: {template: bare}
+    generation: {backend: vllm, max_new_tokens: 5, temperature: 0.7, engine: {num_cpus: 0.25}}
+    training: {groups_per_update: 8, total_updates: 2, lr: 1.0e-3, row_tokens: 512}
+    evaluation: {evaluation_duration: 4, evaluation_at: [final]}
+    callbacks: [report]
+"""
+
+
+def test_rllib_train_file(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(RUN)
+    done = CliRunner().invoke(
+        app, ["train", "file", str(tmp_path / "x.yaml"), "--storage", str(tmp_path), "--name", "run"]
+    )
+    assert done.exit_code == 0, done.output
+    (results,) = (tmp_path / "run").glob("**/result.json")
+    import json
+
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(records) == 2
+    for record in records:
+        assert record["env_runners"]["engine_probe_gap"] < 1e-4
+        assert record["learners"]["default_policy"]["sampler_gap"] < 1e-4
+        assert np.isfinite(record["learners"]["default_policy"]["policy_loss"])
+    assert records[-1]["evaluation"]["num_episodes"] == 4
