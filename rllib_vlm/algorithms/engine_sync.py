@@ -40,6 +40,7 @@ class EngineSync:
         self._group: EngineGroup | None = None
         self._key: tuple[int, str] | None = None
         self._restarts = 0
+        self._files: Mapping[str, bytes] | None = None  # of the model's directory
 
     @classmethod
     def of(cls, config: Any) -> EngineSync | None:
@@ -118,7 +119,10 @@ class EngineSync:
             result.get()
 
     def _export(self, learner_group: Any, version: int) -> PolicyWeights:
-        (exported,) = _first(learner_group, partial(_exported, version=version))
+        export = partial(_exported, version=version, files=self._files)
+        exported: PolicyWeights
+        (exported,) = _first(learner_group, export)
+        self._files = exported.files
         return exported
 
     def _probe(self, group: EngineGroup, learner_group: Any) -> float:
@@ -146,8 +150,8 @@ def _version(learner: Any) -> int:
     return int(learner._weights_seq_no)  # noqa: SLF001
 
 
-def _exported(learner: Any, version: int) -> PolicyWeights:
-    return export_policy(_module(learner).family, version=version)
+def _exported(learner: Any, version: int, files: Mapping[str, bytes] | None) -> PolicyWeights:
+    return export_policy(_module(learner).family, version=version, files=files)
 
 
 def _send(learner: Any, **arguments: Any) -> None:

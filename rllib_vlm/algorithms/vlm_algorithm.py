@@ -377,8 +377,8 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         if self._frozen is None:  # weights may be others than those of the same number before
             self._frozen = FrozenWeights(uuid.uuid4().hex, None)
         for name, value in engines.sync(self.learner_group, self._frozen.key).items():
-            reduce = "sum" if name.startswith("num_") else "max"
-            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, reduce=reduce)
+            how: dict[str, Any] = {"reduce": "sum"} if name.startswith("num_") else {"window": 1}
+            self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, **how)
         told = {"engines": engines.engines, "version": engines.version}
         group.foreach_env_runner(
             "follow_engines", kwargs=told, local_env_runner=group.local_env_runner is not None

@@ -17,7 +17,8 @@ Shares and means are over the episodes (or turns) of one call, merged over runne
 | `tokens_per_s`, `turns_per_s` | generated tokens and turns per second of wall clock            |
 | `time_render_s`, `time_generate_s`, `time_simulate_s`, `time_sample_s` | seconds by phase        |
 | `num_simulator_crashes`, `num_simulator_timeouts`, `num_replaced_groups` | counts                |
-| `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend `hf` computed, and had already |
+| `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend computed, and had already    |
+| `num_retried_turns`         | turns asked again because their engine died (backend `vllm`)     |
 | `sim/<name>`                | the simulator's own metrics, means                               |
 """
 

@@ -17,7 +17,8 @@ from rllib_vlm.types import Message, SamplingParams
 
 # What a backend needs beside the family.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"scripted": (["<answer>done</answer>"],)}
-PATIENCE_S = 60.0
+ACTORS = {"vllm"}  # backends whose engines are actors of a cluster
+PATIENCE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,8 @@ def backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
         make = registry.resolve("backends", request.param)
     except MissingExtraError as error:
         pytest.skip(str(error))
+    if request.param in ACTORS:
+        request.getfixturevalue("ray_cluster")
     backend = make(family, *ARGUMENTS.get(request.param, ()))
     yield backend
     backend.close()

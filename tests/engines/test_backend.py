@@ -64,7 +64,9 @@ def answers(backend, requests: list[GenerationRequest]) -> list[Completion]:
     return [future.result() for future in futures]
 
 
-def learners_logprobs(family: Qwen25VL, asked: Prompt, said: Completion, sampling: SamplingParams) -> np.ndarray:
+def learners_logprobs(
+    family: Qwen25VL, asked: Prompt, said: Completion, sampling: SamplingParams
+) -> np.ndarray:
     """As the learner computes them: packed rows through `hidden`, `logits` and the sampling distribution."""
     turn = Turn(prompt=asked, completion=said, parsed=ParsedAction(valid=True), reward=0.0)
     (row,) = rows_from_trajectory(
@@ -89,7 +91,9 @@ SAMPLINGS = {
 @pytest.mark.parametrize("kind", SAMPLINGS)
 def test_logprobs_are_the_learners(backend, family: Qwen25VL, kind: str):
     sampling = SAMPLINGS[kind]
-    asked = [prompt(family, "go to the mug " * n, images, seed=n) for n, images in ((1, 0), (4, 0), (2, 1), (7, 3))]
+    asked = [
+        prompt(family, "go to the mug " * n, images, seed=n) for n, images in ((1, 0), (4, 0), (2, 1), (7, 3))
+    ]
     said = answers(backend, [GenerationRequest(prompt=p, sampling=sampling) for p in asked for _ in range(2)])
     assert len({len(c.token_ids) for c in said}) > 1 or kind == "greedy", "answers of different lengths"
     for one, completion in zip([p for p in asked for _ in range(2)], said, strict=True):
@@ -101,8 +105,10 @@ def test_logprobs_are_the_learners(backend, family: Qwen25VL, kind: str):
 
 def test_the_engine_remembers_a_conversation(backend, family: Qwen25VL):
     before = dict(backend.counts())
-    for text in ("walk along the long corridor and look for the kitchen " * 4, "walk along the long corridor and look for the kitchen " * 5):
-        (said,) = answers(backend, [GenerationRequest(prompt=prompt(family, text, 1), sampling=SAMPLINGS["warm"], session="a")])
+    for turns in (4, 5):
+        text = "walk along the long corridor and look for the kitchen " * turns
+        request = GenerationRequest(prompt=prompt(family, text, 1), sampling=SAMPLINGS["warm"], session="a")
+        (said,) = answers(backend, [request])
         assert len(said.token_ids)
     after = backend.counts()
     assert after["num_prefill_tokens_reused"] > before["num_prefill_tokens_reused"]
@@ -110,7 +116,8 @@ def test_the_engine_remembers_a_conversation(backend, family: Qwen25VL):
 
 def test_a_stop_string_ends_an_answer_and_stays_in_it(backend, family: Qwen25VL):
     sampling = SamplingParams(temperature=1.5, max_new_tokens=200, stop=("e",))
-    said = answers(backend, [GenerationRequest(prompt=prompt(family, "go", seed=i), sampling=sampling) for i in range(4)])
+    asked = [prompt(family, "go", 1, seed=i) for i in range(4)]
+    said = answers(backend, [GenerationRequest(prompt=p, sampling=sampling) for p in asked])
     stopped = [c for c in said if c.finish_reason == "stop" and "e" in c.text]
     assert stopped
     for completion in stopped:
@@ -118,7 +125,9 @@ def test_a_stop_string_ends_an_answer_and_stays_in_it(backend, family: Qwen25VL)
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_no_other(backend, family: Qwen25VL):
-    requests = [GenerationRequest(prompt=prompt(family, t), sampling=SAMPLINGS["warm"]) for t in ("go " * 2000, "go")]
+    requests = [
+        GenerationRequest(prompt=prompt(family, t), sampling=SAMPLINGS["warm"]) for t in ("go " * 2000, "go")
+    ]
     refused, fine = [backend.submit(request) for request in requests]
     end = time.monotonic() + PATIENCE_S
     while not (refused.done() and fine.done()):
@@ -144,7 +153,9 @@ def test_new_weights_are_in_place_with_their_version(backend, family: Qwen25VL):
     first = answers(backend, requests)
     old = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
-    new = {n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in old.items() if "lm_head" not in n}
+    new = {
+        n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in old.items() if "lm_head" not in n
+    }
     backend.load_weights(new, version=7)
     second = answers(backend, requests)
     assert [c.policy_version for c in second] == [7, 7]
@@ -161,17 +172,10 @@ def test_new_weights_are_in_place_with_their_version(backend, family: Qwen25VL):
 
 
 def engine_process() -> psutil.Process:
-    (found,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if " ".join(process.info["cmdline"] or ()).startswith("ray::VLLMEngine") and process.ppid() in mine()
-    ]
+    """Of this test's own cluster, and no other that is up on the machine."""
+    processes = psutil.Process().children(recursive=True)
+    (found,) = [p for p in processes if " ".join(p.cmdline()).startswith("ray::VLLMEngine")]
     return found
-
-
-def mine() -> set[int]:
-    """Processes of this test's own cluster, and no other that is up on the machine."""
-    return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 def test_a_dead_engine_comes_back_with_the_present_weights(backend, family: Qwen25VL):

@@ -101,7 +101,9 @@ def test_a_run_whose_engine_is_killed_goes_on():
         killer.start()
         found = algorithm.train()["env_runners"]
         killer.join()
-        for _ in range(2):  # where the kill came after the last answer, the next iteration meets a dead engine
+        for _ in range(
+            2
+        ):  # where the kill came after the last answer, the next iteration meets a dead engine
             if found["num_engine_restarts"]:
                 break
             found = algorithm.train()["env_runners"]

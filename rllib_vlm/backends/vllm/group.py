@@ -144,6 +144,10 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(settings.torch_threads),
     }
+    if not settings.gpus_per_engine:
+        own["TORCHDYNAMO_DISABLE"] = (
+            "1"  # else the first steps wait for a C++ compiler, which may not even be there
+        )
     paths = [str(_SITE), os.environ.get("PYTHONPATH", "")]
     fixed = {"OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"}
     return {

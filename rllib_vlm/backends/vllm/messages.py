@@ -18,7 +18,8 @@ class PolicyWeights:
 
     version: int
     files: Mapping[str, bytes]  # of the directory, by name: configuration, tokenizer, image processor
-    tensors: ray.ObjectRef  # {name: array or tensor}, as in the state of transformers' model
+    tensors: ray.ObjectRef  # {name: array or tensor}, as in the state of transformers' model; each once
+    ties: Mapping[str, str]  # names that are not in `tensors`, and those of the tensors they share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

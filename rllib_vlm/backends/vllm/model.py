@@ -115,14 +115,15 @@ class VLLMModel:
 
     def _write(self, weights: PolicyWeights) -> None:
         """The whole directory anew: vLLM takes the one it last loaded from for the model's, processors included."""
-        tensors: Mapping[str, Any] = ray.get(weights.tensors)
+        tensors = {name: _tensor(value) for name, value in ray.get(weights.tensors).items()}
         with new_folder(self._model) as folder:
             for name, content in weights.files.items():
                 (folder / name).write_bytes(content)
             _add_video_processor(folder)
-            save_file(
-                {name: _tensor(value) for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-            )
+            if not torch.cuda.is_available():
+                _untie(folder)
+                tensors |= {name: tensors[other].clone() for name, other in weights.ties.items()}
+            save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
     def _forget_weights(self) -> None:
         """The file is read, and shared memory is memory."""
@@ -225,6 +226,19 @@ def _add_video_processor(folder: Path) -> None:
         values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         kept = {k: v for k, v in values.items() if not k.endswith("processor_type")}
         file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _untie(folder: Path) -> None:
+    """Gives the output layer weights of its own.
+
+    On CPUs vLLM keeps them in a packed form beside the embedding they are tied to, and when weights are loaded anew it
+    packs the embedding alone: answers would come from the old output layer.
+    """
+    file = folder / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for section in (values, values.get("text_config", {})):
+        section["tie_word_embeddings"] = False
+    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def _tensor(value: Any) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-import torch
+import ray
 
 from rllib_vlm.errors import ConfigErrors, did_you_mean, unlisted
 
@@ -23,7 +23,7 @@ class EngineSettings:
 
     count: int = 1
     num_cpus: float = 1.0  # of each engine
-    num_gpus: float | None = None  # of each engine; `tensor_parallel` where there are any, else 0
+    num_gpus: float | None = None  # of each engine; `tensor_parallel` where the cluster has any, else 0
     torch_threads: int = 1  # CPU threads of an engine without a GPU
     tensor_parallel: int = 1  # GPUs that one engine is spread over
     dtype: DTypeName = "float32"  # the model's own in a run, unless it says otherwise
@@ -60,10 +60,11 @@ class EngineSettings:
 
     @property
     def gpus_per_engine(self) -> float:
-        """What Ray is asked for: as many as the model is spread over, where this machine has a GPU at all."""
+        """What Ray is asked for: as many as the model is spread over, where the cluster has any at all."""
         if self.num_gpus is not None:
             return float(self.num_gpus)
-        return float(self.tensor_parallel) if torch.cuda.is_available() else 0.0
+        any_at_all = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+        return float(self.tensor_parallel) if any_at_all else 0.0
 
     def _problems(self) -> list[str]:
         errors = []

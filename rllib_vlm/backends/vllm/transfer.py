@@ -83,10 +83,10 @@ def _connect(transport: str, client: _Engines, model: nn.Module) -> Any:
         """The model's own weights, in one order in both channels."""
 
         def metadata(self) -> list[Any]:
-            return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in own_weights(model).items()]
+            return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in own_weights(model)[0].items()]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-            yield from own_weights(model).items()
+            yield from own_weights(model)[0].items()
 
     rank = dist.get_rank() if dist.is_initialized() else 0
     return WeightTransferTrainerFactory.trainer_init(

@@ -17,7 +17,9 @@ from rllib_vlm.types import Message
 
 def test_every_mistake_is_told_at_once():
     with pytest.raises(ConfigErrors) as caught:
-        EngineSettings.read({"coutn": 2, "num_cpus": -1, "dtype": "float23", "count": 0, "gpu_memory_share": 1.5})
+        EngineSettings.read(
+            {"coutn": 2, "num_cpus": -1, "dtype": "float23", "count": 0, "gpu_memory_share": 1.5}
+        )
     told = "\n".join(caught.value.errors)
     for expected in ("'coutn'. Did you mean 'count'?", "num_cpus is -1", "Did you mean 'float32'?", "count is 0",
                      "gpu_memory_share is 1.5"):  # fmt: skip
@@ -54,7 +56,8 @@ def test_a_prompt_of_words_stays_as_it_is(family: Qwen25VL, text: str):
 
 
 def test_tied_weights_are_sent_once(family: Qwen25VL):
-    sent = own_weights(family.model)
+    sent, ties = own_weights(family.model)
+    assert ties == {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     assert sum(t.numel() for t in sent.values()) == sum(p.numel() for p in family.model.parameters())
 
 
