@@ -47,13 +47,11 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
 
 
 def engines_of(backend: str) -> str | None:
-    """What `VLMFamily.served_by` calls the engines of this backend; None where runners generate by themselves.
-
-    Raises:
-        UnknownNameError: no such backend.
-        MissingExtraError: the backend is not installed.
-    """
-    return getattr(registry.resolve("backends", backend), "served_as", None)
+    """What `VLMFamily.served_by` calls the engines of this backend; None where runners generate by themselves."""
+    try:
+        return getattr(registry.resolve("backends", backend), "served_as", None)
+    except RLlibVLMError:  # unknown, or not installed: said elsewhere
+        return None
 
 
 def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
@@ -238,7 +236,8 @@ def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
     yield from unknown or _attempt("model_config", lambda: _check_model(c))
     if not unknown:
         yield from _grounding(c)
-        yield from _attempt("backend", lambda: _check_engines(c))
+        if not any(_attempt("backend", lambda: registry.resolve("backends", c.backend))):
+            yield from _attempt("backend", lambda: _check_engines(c))
     yield from _attempt(
         "model_config: value_head", lambda: ValueHeadConfig.of(c.model_config.get("value_head"))
     )
@@ -246,10 +245,7 @@ def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
 
 def _check_engines(c: VLMAlgorithmConfig) -> None:
     """Engines that know the family, where there are engines at all."""
-    try:
-        engines = engines_of(c.backend)
-    except RLlibVLMError:
-        return  # said already
+    engines = engines_of(c.backend)
     if engines is None:
         if c.engine_options:
             raise RLlibVLMError(
@@ -308,6 +304,8 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
             f"session_cache_mib is {c.session_cache_mib}, but the backend {c.backend!r} has no such cache: "
             "leave it out, or take backend 'hf'"
         )
+    if c.backend == "vllm" and c.temperature > 2:
+        yield f"temperature is {c.temperature}; engines of 'vllm' sample at 2 at most"
     if c.lr_schedule in ("linear", "cosine") and c.total_updates is None:
         yield f"lr_schedule {c.lr_schedule!r} needs total_updates, where it ends"
     if c.minibatch_size and c.num_learners > 1 and c.minibatch_size < c.num_learners:

@@ -393,17 +393,22 @@ class VLMAlgorithmConfig(AgentConfig):
 
     @property
     def engine_settings(self) -> EngineSettings:
-        """Of the engines that env runners share, with what the run's other settings say of them.
+        """Of the engines that env runners share.
 
         Raises:
             ConfigErrors: options there are not, or values out of their range.
         """
-        known = {"max_model_len": self.row_tokens, "dtype": self.model_config.get("dtype", "float32")}
-        return EngineSettings.read({**known, **self.engine_options})
+        return EngineSettings.read(self._engine_values())
+
+    def _engine_values(self) -> dict[str, Any]:
+        """`engine_options`, and what the run's other settings say of engines."""
+        given = self._model_config if isinstance(self._model_config, dict) else {}
+        known = {"max_model_len": self.row_tokens, "dtype": given.get("dtype", "float32")}
+        return known | (self.engine_options if isinstance(self.engine_options, dict) else {})
 
     def _backend_options(self) -> dict[str, Any]:
         if engines_of(self.backend):
-            return {"settings": self.engine_settings, "shared": True, **self.backend_options}
+            return {"engine": self._engine_values(), "shared": True, **self.backend_options}
         if self.backend != "hf":
             return dict(self.backend_options)
         kept = self.session_cache_mib

@@ -26,7 +26,14 @@ def family() -> Qwen25VL:
     return Qwen25VL.build({"size": "tiny", "hidden_size": 64, "num_layers": 2})
 
 
-@pytest.fixture(params=registry.names("backends"))
+# Those of which a test run is their own: `make test-engines`.
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.vllm) if name == "vllm" else name
+    for name in registry.names("backends")
+]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
     try:
         make = registry.resolve("backends", request.param)

@@ -13,7 +13,10 @@ EXAMPLES = examples()
 FRAGMENTS = fragments()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.vllm) if name.endswith("_vllm") else name for name in EXAMPLES],
+)
 def test_example_is_valid(name: str):
     if name.endswith("_vllm") and find_spec("vllm") is None:
         pytest.skip("needs vLLM, which is not installed: make test-engines")

@@ -12,7 +12,6 @@ import torch
 
 from rllib_vlm import registry
 from rllib_vlm.backends.base import GenerationRequest
-from rllib_vlm.backends.vllm.settings import EngineSettings
 from rllib_vlm.batching.packing import pack, to_torch
 from rllib_vlm.batching.rows import rows_from_trajectory
 from rllib_vlm.errors import ModelError
@@ -42,8 +41,8 @@ def family() -> Qwen25VL:
 
 @pytest.fixture(scope="module")
 def backend(family: Qwen25VL, ray_cluster: None) -> Iterator[object]:
-    settings = EngineSettings.read({"num_cpus": 0.5, "max_model_len": 512})
-    backend = registry.resolve("backends", "vllm")(family, settings=settings)
+    engine = {"num_cpus": 0.5, "max_model_len": 512}
+    backend = registry.resolve("backends", "vllm")(family, engine=engine)
     backend.seed(0)
     yield backend
     backend.close()

