@@ -71,10 +71,8 @@ class VLLMEngine:
         self._names: dict[str, str] = {}  # vLLM's, of the answers under way
         self._count = 0
         self._transport = choose_transport(settings.transport, device_ids(), learner_devices)
-        weights = ray.get(keeper.start.remote(number))
         started: Future[None] = Future()
-        thread = threading.Thread(target=self._run, args=(settings, weights, started), daemon=True)
-        thread.start()
+        threading.Thread(target=self._run, args=(number, settings, keeper, started), daemon=True).start()
         started.result()
 
     async def generate(self, ask: Ask) -> Answer:
@@ -116,9 +114,11 @@ class VLLMEngine:
 
     # The engine's own thread.
 
-    def _run(self, settings: EngineSettings, weights: PolicyWeights, started: Future[None]) -> None:
+    def _run(self, number: int, settings: EngineSettings, keeper: ActorHandle, started: Future[None]) -> None:
         try:
+            weights = ray.get(keeper.start.remote(number))
             model = VLLMModel(settings, weights, _folder(), self._transport)
+            del weights  # or the object store would keep them as long as this engine lives
         except BaseException as error:  # noqa: BLE001  (the constructor waits for it)
             started.set_exception(error)
             return

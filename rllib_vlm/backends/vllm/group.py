@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 
 from rllib_vlm.backends.vllm.keeper import WeightKeeper
 from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights
@@ -78,30 +78,28 @@ class EngineGroup:
                 ray.kill(actor)
         self.engines, self._keeper = (), None
 
-    def patiently(self, call: Callable[[], ray.ObjectRef]) -> Any:
-        """The outcome of an engine's call, made again while Ray starts the engine again.
+    def _each(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> list[Any]:
+        """Outcomes of a call of every engine, all at once; an engine that dies is called again when it is up again."""
+        under_way = [(engine, call(engine)) for engine in self.engines]
+        return [self._outcome(engine, ref, call) for engine, ref in under_way]
 
-        Raises:
-            ModelError: the engine does not come up.
-        """
+    def _outcome(
+        self, engine: ActorHandle, ref: ray.ObjectRef, call: Callable[[ActorHandle], ray.ObjectRef]
+    ) -> Any:
         deadline = time.monotonic() + self.settings.start_deadline_s
         while True:
             try:
-                return ray.get(call())
+                return ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
+            except GetTimeoutError as error:
+                raise ModelError(
+                    f"an engine was not up after {self.settings.start_deadline_s:g} s (start_deadline_s); where the "
+                    f"cluster lacks what each of them asks for ({self.settings.num_cpus:g} CPUs, "
+                    f"{self.settings.gpus_per_engine:g} GPUs), Ray waits for it"
+                ) from error
             except RayActorError as error:
                 refuse_the_dead(error, deadline)
                 time.sleep(_PAUSE_S)
-
-    def _each(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> list[Any]:
-        """All of them at once; where one died meanwhile, its call again."""
-        first = [call(engine) for engine in self.engines]
-        outcomes = []
-        for engine, ref in zip(self.engines, first, strict=True):
-            try:
-                outcomes.append(ray.get(ref))
-            except RayActorError:
-                outcomes.append(self.patiently(lambda engine=engine: call(engine)))
-        return outcomes
+                ref = call(engine)
 
     def _make(self, number: int) -> ActorHandle:
         from rllib_vlm.backends.vllm.engine import VLLMEngine
