@@ -31,7 +31,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# make bench NAME=simulator|expert|rollout|learner
+# make bench NAME=simulator (`python -m benchmarks --help` lists them)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(NAME) --json
 

@@ -1,4 +1,7 @@
-"""Runs one benchmark by name: a table for people, and with `--json` one last line for programs."""
+"""Runs one benchmark by name: a table for people, and with `--json` one last line for programs.
+
+With `--keep` the result is written to `benchmarks/results/NAME.json`; `plot` runs nothing and draws what is kept.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks
+from benchmarks import _results
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
+
+_PLOT = "plot"
 
 
 def names() -> list[str]:
@@ -46,16 +52,23 @@ def show(result: dict[str, Any], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
-    parser.add_argument("name", help=", ".join(names()))
+    parser.add_argument("name", help=", ".join([*names(), _PLOT]))
     parser.add_argument("arguments", nargs="*", help="of the benchmark itself: `seeing` takes a checkpoint")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results/")
     options = parser.parse_args(arguments)
     try:
+        if options.name == _PLOT:
+            for path in _results.publish():
+                print(path.relative_to(_results.ROOT))
+            return 0
         result = measure(options.name, *options.arguments)
     except RLlibVLMError as error:
         print(error, file=sys.stderr)
         return 2
     show(result, Console())
+    if options.keep:
+        print(f"kept in {_results.keep(result).relative_to(_results.ROOT)}")
     if options.json:
         print(json.dumps(result))
     return 0

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._arguments import numbers
 from rllib_vlm.core.scoring import OutputLayer, score_tokens
-from rllib_vlm.errors import UnknownNameError
-from rllib_vlm.losses.logprobs import SelectedLogprobs, selected_logprobs
+from rllib_vlm.losses.logprobs import SelectedLogprobs
 from rllib_vlm.types import SamplingParams
 
 _VOCABULARY, _TOKENS = 151_936, 151_665  # Qwen2.5's: rows of its output layer, and those that are tokens
@@ -32,11 +32,7 @@ _DEFAULTS = {"positions": 2048, "hidden": 896, "rounds": 5}
 
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: peak memory of the tiles over that of all logits at once."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    for key in given:
-        if key not in _DEFAULTS:
-            raise UnknownNameError("arguments of logits_memory", key, _DEFAULTS)
-    size = {key: int(given.get(key, default)) for key, default in _DEFAULTS.items()}
+    size = numbers("logits_memory", arguments, _DEFAULTS)
     passes: dict[str, list[dict[str, float]]] = {"tiles": [], "all": []}
     for _ in range(size["rounds"]):
         for way, found in passes.items():
@@ -109,15 +105,13 @@ def _tiles(states: Tensor, weight: Tensor, token_ids: Tensor) -> SelectedLogprob
 
 
 def _all_logits(states: Tensor, weight: Tensor, token_ids: Tensor) -> SelectedLogprobs:
-    bans = torch.zeros(_VOCABULARY)
-    bans[_TOKENS:] = -torch.inf
-    return selected_logprobs(
-        states,
-        lambda some: F.linear(some, weight) + bans,
-        token_ids,
-        chunk=len(token_ids),
-        with_entropy=True,
-        checkpoint=False,
+    """As briefly as it is written by hand: no array more than log-probs and their entropy need."""
+    logits = F.linear(states, weight)
+    logits[:, _TOKENS:] = -1e4  # as good as -inf: such a probability is 0 in float32, and 0 times it is 0
+    every = logits.log_softmax(-1)
+    del logits
+    return SelectedLogprobs(
+        logprobs=every.gather(-1, token_ids[:, None])[:, 0], entropy=-(every.exp() * every).sum(-1)
     )
 
 

@@ -17,29 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._arguments import numbers
+from benchmarks._taught import teach
 from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import Batch, pack, pad, to_torch
 from rllib_vlm.batching.rows import Row, rows_from_trajectory
 from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import VLMColumns
-from rllib_vlm.core.learner import VLMTorchLearner
-from rllib_vlm.core.update_plan import UpdatePlan
-from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
-from rllib_vlm.errors import UnknownNameError
 
 _POSITIONS = 2048  # of a packed row, and of a micro-batch
-_TURNS, _DEMONSTRATIONS, _EPOCHS = 8, 48, 6
+_TURNS = 8
 _DEFAULTS = {"episodes": 128, "rounds": 5}
 
 
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: useful tokens a second, packed, over those of rows padded to the longest of the batch."""
-    given = dict(argument.split("=", 1) for argument in arguments)
-    for key in given:
-        if key not in _DEFAULTS:
-            raise UnknownNameError("arguments of packing", key, _DEFAULTS)
-    size = {key: int(given.get(key, default)) for key, default in _DEFAULTS.items()}
+    size = numbers("packing", arguments, _DEFAULTS)
     torch.set_num_threads(1)
     module, rows = _rollouts(size["episodes"])
     ways: dict[str, Callable[[Sequence[Row]], Iterator[Batch]]] = {
@@ -91,28 +85,12 @@ def _rollouts(episodes: int) -> tuple[Any, list[Row]]:
     config.learners(torch_threads=1).rl_module(model_config={"size": "tiny"})
     config.prompting(parser="no_think", template="short", history="full", observation="text")
     config.generation(max_new_tokens=12).simulation(max_turns=_TURNS)
-    config.warm_start(updates=1, minibatch_size=32, lr=2e-3)
-    runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
-    learner = VLMTorchLearner(
-        config=config,
-        module_spec=config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False),
-    )
-    learner.build()
-    plan = UpdatePlan(
-        losses=config.imitation_settings(0),
-        lr=2e-3,
-        num_epochs=_EPOCHS,
-        minibatch_size=16,
-        expects_credit=False,
-    )
-    learner.update(episodes=runner.sample_demonstrations(_DEMONSTRATIONS), plan=plan, timesteps={})
-    module = learner.module["default_policy"]
-    runner.share_module(module)
+    runner, learner = teach(config)
     played = runner.sample(num_episodes=episodes)
     runner.stop()
     rows = [row for e in played for row in rows_from_trajectory(to_trajectory(e), max_row_tokens=_POSITIONS)]
     order = np.random.default_rng(0).permutation(len(rows))
-    return module, [rows[i] for i in order]
+    return learner.module["default_policy"], [rows[i] for i in order]
 
 
 def _learn(module: Any, pieces: Iterator[Batch]) -> tuple[float, float, int]:

@@ -34,11 +34,10 @@ class _Player:
 
     def play(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        self._backend.seed(seed)
         chats = [[Message(role="system", text="You are a robot in a house.")] for _ in range(_CHATS)]
-        sampling = SamplingParams(max_new_tokens=_ANSWER)
         seconds, self.lengths = [], []
         for _ in range(_TURNS):
+            seeds = rng.integers(2**31, size=_CHATS).tolist()
             for chat in chats:
                 frame = rng.integers(0, 256, (84, 84, 3), dtype=np.uint8)
                 text = " ".join(rng.choice(_VOCABULARY, _WORDS))
@@ -46,7 +45,11 @@ class _Player:
             prompts = [self._family.encode(chat) for chat in chats]
             start = time.perf_counter()
             futures = [
-                self._backend.submit(GenerationRequest(prompt=p, sampling=sampling, session=i))
+                self._backend.submit(
+                    GenerationRequest(
+                        prompt=p, sampling=SamplingParams(max_new_tokens=_ANSWER, seed=seeds[i]), session=i
+                    )
+                )
                 for i, p in enumerate(prompts)
             ]
             self._backend.poll()

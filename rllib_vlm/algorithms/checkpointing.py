@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray.train._internal.session import _TrainingResult
 
     from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
-    from rllib_vlm.env.vlm_env_runner import FrozenWeights
+    from rllib_vlm.env.weights import FrozenWeights
 
 logger = logging.getLogger(__name__)
 

@@ -136,6 +136,7 @@ RANGES: dict[str, Range] = {
     "num_gpus_per_learner": _NOT_NEGATIVE,
     "learner_torch_threads": _COUNT_OR_NONE,
     "env_runner_torch_threads": _COUNT_OR_NONE,
+    "batch_wait_ms": _NOT_NEGATIVE,
     "evaluation_interval": _COUNT_OR_NONE,
     "evaluation_num_env_runners": _COUNT_OR_ZERO,
     "seed": Range(0, whole=True, optional=True),

@@ -48,7 +48,7 @@ from rllib_vlm.data import open_demonstrations
 from rllib_vlm.env.summary import summarize
 from rllib_vlm.env.tasks import Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
-from rllib_vlm.env.vlm_env_runner import FrozenWeights
+from rllib_vlm.env.weights import FrozenWeights
 from rllib_vlm.errors import RLlibVLMError, SimulatorError
 
 _KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")

@@ -95,6 +95,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.log_entropy = True
         self.learner_torch_threads: int | None = None
         self.env_runner_torch_threads: int | None = 1
+        self.batch_wait_ms = 20.0
         # evaluation
         self.evaluation_at: tuple[str, ...] = ("warm_start_end", "final")
 
@@ -267,9 +268,22 @@ class VLMAlgorithmConfig(AgentConfig):
         return self
 
     @override(AlgorithmConfig)
-    def env_runners(self, *, torch_threads: Any = NotProvided, **kwargs: Any) -> Self:
-        """RLlib's `env_runners`, and `torch_threads`: CPU threads of an env runner."""
-        self._update({"self": self, "env_runner_torch_threads": torch_threads})
+    def env_runners(
+        self, *, torch_threads: Any = NotProvided, batch_wait_ms: Any = NotProvided, **kwargs: Any
+    ) -> Self:
+        """RLlib's `env_runners`, and how each of them generates.
+
+        Args:
+            torch_threads: CPU threads of an env runner.
+            batch_wait_ms: how long a prompt may wait for other simulators' to be answered in one batch. Simulators
+                that have been at their turn for longer are not waited for. Backends that batch by themselves get
+                every prompt at once.
+            **kwargs: of `AlgorithmConfig.env_runners`.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        self._update({"env_runner_torch_threads": torch_threads, "batch_wait_ms": batch_wait_ms})
         super().env_runners(**kwargs)
         return self
 

@@ -17,7 +17,11 @@ from rllib_vlm.types import Completion, FinishReason, Prompt, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """`session` names the conversation a prompt goes on with, if it does; it tells where to look, not what to find."""
+    """`session` names the conversation a prompt goes on with, if it does; it tells where to look, not what to find.
+
+    `sampling.seed` is of this request alone: the same weights, prompt and seed are answered alike, up to the rounding
+    of floats, whatever other requests are answered beside it.
+    """
 
     prompt: Prompt
     sampling: SamplingParams
@@ -25,10 +29,15 @@ class GenerationRequest:
 
 
 class GenerationBackend(Protocol):
-    """Requests finish independently: submit what is ready, poll, look at the futures."""
+    """Requests finish independently: submit what is ready, poll, look at the futures.
 
-    def seed(self, seed: int) -> None:
-        """All that is sampled from now on follows from `seed` and from what is submitted together."""
+    Attributes:
+        continuous: whether an engine that runs by itself joins each request to those under way, at once; another
+            thread then completes the futures, and `poll` only waits. Otherwise `poll` answers what waits, in the
+            caller's thread and in one batch, so a caller gathers before it polls.
+    """
+
+    continuous: bool
 
     def submit(self, request: GenerationRequest) -> Future[Completion]: ...
 

@@ -21,21 +21,20 @@ class HFBackend:
     Args:
         family: the model. It may be the very one that another part of the process trains.
         max_batch_size: prompts of one batch; bounds memory.
-        seed: of the sampling stream, until `seed` is called; torch's own stream where None.
         session_cache_mib: MiB of keys and values, on the model's device, kept of conversations between their turns,
             so that a turn costs what is new and not all that has been said; 0 keeps none. Each token takes
             2 x layers x key heads x head width numbers.
 
-    `SamplingParams.seed`, where a request has one, seeds a stream of its own for the batch of
-    requests that share it.
+    Requests without a seed are sampled from torch's own stream.
     """
+
+    continuous = False
 
     def __init__(
         self,
         family: VLMFamily,
         *,
         max_batch_size: int = 64,
-        seed: int | None = None,
         session_cache_mib: float = 0,
     ) -> None:
         if max_batch_size < 1:
@@ -47,14 +46,6 @@ class HFBackend:
         self.version = 0
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
         self._closed = False
-        self._generator: torch.Generator | None = None
-        if seed is not None:
-            self.seed(seed)
-
-    def seed(self, seed: int) -> None:
-        """Begins the sampling stream anew."""
-        device = next(self.family.model.parameters()).device
-        self._generator = torch.Generator(device).manual_seed(seed)
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Queues a request until the next `poll`.
@@ -123,14 +114,13 @@ class HFBackend:
 
     def _answer(self, batch: Sequence[tuple[GenerationRequest, Future[Completion]]]) -> None:
         sampling = batch[0][0].sampling
-        generator = None if sampling.seed is not None else self._generator
         version = self.version
         try:
             self.cache.of_weights(self.family.model)
             answers = self.family.generate(
                 [r.prompt for r, _ in batch],
                 sampling,
-                generator,
+                [r.sampling.seed for r, _ in batch],
                 cache=self.cache,
                 sessions=[r.session for r, _ in batch],
             )
@@ -147,10 +137,4 @@ class HFBackend:
 
 def _key(sampling: SamplingParams) -> tuple[object, ...]:
     """Requests with equal keys can share a batch."""
-    return (
-        sampling.temperature,
-        sampling.top_p,
-        sampling.max_new_tokens,
-        tuple(sampling.stop),
-        sampling.seed,
-    )
+    return (sampling.temperature, sampling.top_p, sampling.max_new_tokens, tuple(sampling.stop))

@@ -28,6 +28,8 @@ class ScriptedBackend:
             after the last.
     """
 
+    continuous = False
+
     def __init__(self, family: VLMFamily, script: Script) -> None:
         if not callable(script) and not script:
             raise ModelError("a script needs at least one answer, or a function that gives them")
@@ -37,9 +39,6 @@ class ScriptedBackend:
         self._said = 0
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
         self._closed = False
-
-    def seed(self, seed: int) -> None:
-        """A script has nothing to draw."""
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Queues a request until the next `poll`.

@@ -73,6 +73,29 @@ class RenderPrompts(ConnectorV2):
         """
         if self._renderer is None:
             raise RLlibVLMError("RenderPrompts was built without a simulator and cannot render prompts")
+        return self._continued(episode, family) or self._whole(episode, family)
+
+    def _continued(self, episode: SingleAgentEpisode, family: Any) -> Prompt | None:
+        """The prompt before and what is new; None where that is not the whole prompt."""
+        renderer = self._renderer
+        assert renderer is not None
+        known = episode.extra_model_outputs
+        # What demonstrations keep of a prompt is made for learning.
+        if not renderer.only_appends or VLMColumns.PROMPT not in known or VLMColumns.EXECUTED in known:
+            return None
+        before: Prompt = episode.get_extra_model_outputs(VLMColumns.PROMPT, -1)
+        answer, now = episode.get_actions(-1), episode.get_observations(-1)
+        if before.dropped_turns or answer.token_ids is None:
+            return None
+        said = Exchange(text="", images=(), answer=answer.text, answer_ids=answer.token_ids)
+        prompt: Prompt = family.encode(renderer.following(said, now["text"], _images(now)), before)
+        too_long = self._max_prompt_tokens is not None and len(prompt.token_ids) > self._max_prompt_tokens
+        too_many = renderer.max_images is not None and len(prompt.images) > renderer.max_images
+        return None if too_long or too_many else prompt
+
+    def _whole(self, episode: SingleAgentEpisode, family: Any) -> Prompt:
+        renderer = self._renderer
+        assert renderer is not None
         *past, now = episode.get_observations()
         exchanges = [
             Exchange(
@@ -85,7 +108,7 @@ class RenderPrompts(ConnectorV2):
         ]
         instruction = episode.get_infos(0).get("instruction", "")
         if self._max_prompt_tokens is None:
-            rendered = self._renderer.render(instruction, exchanges, now["text"], _images(now))
+            rendered = renderer.render(instruction, exchanges, now["text"], _images(now))
             return replace(family.encode(rendered.messages), dropped_turns=rendered.dropped_turns)
         encoded: dict[int, Prompt] = {}
 
@@ -93,7 +116,7 @@ class RenderPrompts(ConnectorV2):
             encoded[id(messages)] = prompt = family.encode(messages)
             return len(prompt.token_ids)
 
-        rendered = self._renderer.fit(
+        rendered = renderer.fit(
             instruction,
             exchanges,
             now["text"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def load_policy(self, state: Mapping[str, Any], *, version: int) -> None:
         """New weights from a learner, for every completion asked for from now on."""
-        tensors = {name: _tensor(value) for name, value in state.items()}
-        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        tensors = _tensors({name: value for name, value in state.items() if name.startswith("model.")})
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         self.backend.load_weights(weights, version=version)
         self.policy_version = version
 
@@ -323,7 +324,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Raises:
             ModelError: weights of the model are missing in `state`.
         """
-        found = self.load_state_dict({name: _tensor(value) for name, value in state.items()}, strict=False)
+        found = self.load_state_dict(_tensors(state), strict=False)
         missing = [name for name in found.missing_keys if not name.startswith("value_head.")]
         if missing:
             raise ModelError(
@@ -406,6 +407,13 @@ def _portable(tensor: Tensor) -> Any:
         return tensor
 
 
-def _tensor(value: Any) -> Tensor:
-    # Arrays from Ray's object store are read-only; copy_ only reads, so sharing them is safe.
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays of a state as tensors on the same memory, to be read and not written."""
+    with warnings.catch_warnings():
+        # Arrays from Ray's object store cannot be written, which torch warns of; a copy of all weights would cost as
+        # much as sending them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return {
+            name: value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+            for name, value in state.items()
+        }

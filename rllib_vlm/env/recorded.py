@@ -10,7 +10,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.data import RecordedEpisode
-from rllib_vlm.env.rollout import Lesson, PromptRendering
+from rllib_vlm.env.play import Lesson
+from rllib_vlm.env.rollout import PromptRendering
 from rllib_vlm.sims.base import Observation
 from rllib_vlm.types import Completion, Demonstration, Image, ParsedAction
 

@@ -322,8 +322,15 @@ class SlotPool:
         """Forgets the request under way in a slot."""
         self._slots[slot].cancel()
 
-    def poll(self, timeout_s: float = 0.0) -> list[tuple[int, SlotStep | SlotFailure]]:
-        """Outcomes of the slots that are ready, waiting up to `timeout_s` for at least one."""
+    def poll(
+        self, timeout_s: float = 0.0, bell: Connection | None = None
+    ) -> list[tuple[int, SlotStep | SlotFailure]]:
+        """Outcomes of the slots that are ready, waiting up to `timeout_s` for at least one.
+
+        Args:
+            timeout_s: none of it is spent where no slot is busy and there is no bell.
+            bell: ends the wait as soon as it is readable.
+        """
         outcomes: list[tuple[int, SlotStep | SlotFailure]] = [
             (i, slot.run())
             for i, slot in enumerate(self._slots)
@@ -336,11 +343,14 @@ class SlotPool:
                 for i, slot in enumerate(self._slots)
                 if isinstance(slot, SubprocessSlot) and slot.busy
             }
-            if not busy:
+            heard = [*busy] if bell is None else [*busy, bell]
+            if not heard:
                 return outcomes
-            now = time.monotonic()
-            until = min(give_up, *(slot.deadline for _, slot in busy.values()))
-            for connection in wait(list(busy), max(0.0, until - now)):
+            until = min([give_up, *(slot.deadline for _, slot in busy.values())])
+            ready = wait(heard, max(0.0, until - time.monotonic()))
+            for connection in ready:
+                if connection is bell:
+                    continue
                 assert isinstance(connection, Connection)
                 i, slot = busy.pop(connection)
                 outcome = slot.receive()
@@ -348,7 +358,7 @@ class SlotPool:
                     outcomes.append((i, outcome))
             now = time.monotonic()
             outcomes += [(i, slot.expire()) for i, slot in busy.values() if slot.deadline <= now]
-            if outcomes or now >= give_up:
+            if outcomes or bell in ready or now >= give_up:
                 return outcomes
 
     def close(self) -> None:

@@ -10,15 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -31,30 +29,25 @@ from rllib_vlm.core.rl_module import FROZEN
 from rllib_vlm.data import Conversation, RecordedEpisode, open_demonstrations
 from rllib_vlm.env.conversations import told_episode
 from rllib_vlm.env.creators import simulator_factory
+from rllib_vlm.env.lessons import Teacher
+from rllib_vlm.env.play import DemonstrationSettings, RolloutSettings
 from rllib_vlm.env.played import Played, without_views
 from rllib_vlm.env.recorded import recorded_episode
-from rllib_vlm.env.rollout import DemonstrationSettings, EpisodeQueue, Rollout, RolloutSettings
+from rllib_vlm.env.rollout import EpisodeQueue, Rollout
 from rllib_vlm.env.rollout_metrics import log_rollout
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.summary import EpisodeSummary
 from rllib_vlm.env.tasks import GroupQueue, Task, TaskSampler, heldout_tasks
 from rllib_vlm.env.transcript import Transcript
+from rllib_vlm.env.weights import FrozenWeights, WeightsReader
 from rllib_vlm.errors import RLlibVLMError
-from rllib_vlm.types import Completion, Demonstration, Message, ParsedAction, Prompt, Turn
+from rllib_vlm.types import Completion, Message, ParsedAction, Prompt
 
 logger = logging.getLogger(__name__)
 
 TASK_CURSOR = "task_cursor"
 _PROBE_TOKENS = 16
 REPLACEMENTS = 1_000_000_000  # position in the sequence of tasks where replacements begin
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenWeights:
-    """Weights that no update changes, which a runner reads once."""
-
-    key: str  # of these weights: others have another
-    ref: ray.ObjectRef | None  # {name: array}; None where there are none
 
 
 class VLMEnvRunner(SingleAgentEnvRunner):
@@ -71,7 +64,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
         self._tell: Callable[[], object] | None = None  # called after each episode of the present call
-        self._frozen_key = ""  # of the frozen weights the module has
+        self._weights = WeightsReader()
         self._given_seed: int | None = None  # of what is drawn in the present call; the driver says
         super().__init__(config=config, **kwargs)
         workers = max(1, self.num_workers)
@@ -224,10 +217,11 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         return [e for e in episodes if len(e)]
 
     def _demonstrated(self, read: RecordedEpisode | Conversation, index: int) -> SingleAgentEpisode:
+        teacher = self._teacher
         if isinstance(read, Conversation):
             limit = self.config.max_prompt_tokens
-            return told_episode(read, index, self.module.family, self._as_completion, max_prompt_tokens=limit)
-        return recorded_episode(read, self._render_prompts, self._expert_completion, self._lesson)
+            return told_episode(read, index, self.module.family, teacher.say, max_prompt_tokens=limit)
+        return recorded_episode(read, self._render_prompts, teacher.answer, teacher.lesson)
 
     def _play_groups(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[SingleAgentEpisode]:
         settings = self._settings(self.config, level=self.level, greedy=greedy)
@@ -242,11 +236,12 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         crops: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> list[SingleAgentEpisode]:
+        teacher = self._teacher
         demonstrations = DemonstrationSettings(
-            answer=self._expert_completion,
-            lesson=partial(self._portraits, crops, np.random.default_rng(self._draw_seed()))
+            answer=teacher.answer,
+            lesson=partial(teacher.portraits, crops, np.random.default_rng(self._draw_seed()))
             if crops
-            else self._lesson,
+            else teacher.lesson,
             policy_share=policy_share,
             mixing=mixing,  # type: ignore[arg-type]
         )
@@ -312,15 +307,9 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         super().set_state(state)
         if weights is None:
             return
-        lacks_frozen = frozen is not None and frozen.key != self._frozen_key
-        if version and version == self.module.policy_version and not lacks_frozen:
+        weights = self._weights.read(weights, frozen, version=version, present=self.module.policy_version)
+        if weights is None:
             return
-        if isinstance(weights, ray.ObjectRef):
-            weights = ray.get(weights)
-        weights = weights.get(DEFAULT_MODULE_ID, weights)
-        if frozen is not None and lacks_frozen:
-            weights = {**weights, **(ray.get(frozen.ref) if frozen.ref is not None else {})}
-            self._frozen_key = frozen.key
         self.module.load_policy(weights, version=version)
         self._weights_seq_no = version
 
@@ -381,7 +370,6 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             settings=settings,
             on_event=self._on_event,
         )
-        self.module.backend.seed(settings.seed)
         was_training = self.module.training
         self.module.eval()
         with torch.no_grad():
@@ -425,9 +413,9 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             format_reward=config.format_reward,
             invalid_penalty=config.invalid_penalty,
             render_final=config.bootstraps and not config.in_evaluation,
-            policy_version=self._weights_seq_no,
             demonstrations=demonstrations,
             seed=self._draw_seed(evaluates=config.in_evaluation),
+            batch_wait_s=config.batch_wait_ms / 1e3,
         )
 
     def _draw_seed(self, *, evaluates: bool = False) -> int:
@@ -456,58 +444,10 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         parsed: list[ParsedAction] = batch[VLMColumns.PARSED]
         return parsed
 
-    def _expert_completion(self, demonstration: Demonstration) -> Completion:
+    @property
+    def _teacher(self) -> Teacher:
         parser = next(c for c in self._module_to_env.connectors if isinstance(c, ParseActions))
-        return self._as_completion(parser.format(demonstration))
-
-    def _lesson(
-        self, shown: Demonstration, prompt: Prompt, answer: Completion, images: int
-    ) -> tuple[Prompt, list[Turn]]:
-        """What goes beyond the answer: what the observation shows, and questions, each after the answer before it."""
-        family = self.module.family
-        if shown.detections or shown.mentions:
-            prompt = family.label(prompt, shown.detections, images=images, mentions=shown.mentions)
-        turns: list[Turn] = []
-        so_far = np.concatenate([prompt.token_ids, answer.token_ids])
-        for question, reply in shown.questions:
-            ids = np.concatenate([so_far, family.encode_followup(question)])
-            # As an answer that only looks, so that seeing is one skill whether asked about or acted on.
-            completion = self._expert_completion(Demonstration(actions=(), observation=reply))
-            asked = replace(prompt, token_ids=ids, text=f"{prompt.text}{answer.text}\n{question}")
-            turns.append(
-                Turn(prompt=asked, completion=completion, parsed=ParsedAction(valid=True), reward=0.0)
-            )
-            so_far = np.concatenate([ids, completion.token_ids])
-        return prompt, turns
-
-    def _portraits(
-        self,
-        crops: int,
-        rng: np.random.Generator,
-        shown: Demonstration,
-        prompt: Prompt,
-        answer: Completion,
-        images: int,
-    ) -> tuple[Prompt, list[Turn]]:
-        """Cuts around what the images show, as turns of their own; the turn itself goes without its images."""
-        nothing = self._as_completion("")
-        return replace(prompt, images=()), [
-            Turn(prompt=crop, completion=nothing, parsed=ParsedAction(valid=True), reward=0.0)
-            for crop in self.module.family.crops(
-                prompt, shown.detections, images=images, count=crops, rng=rng
-            )
-        ]
-
-    def _as_completion(self, text: str) -> Completion:
-        """A text as if the model had said it."""
-        token_ids = self.module.family.encode_answer(text)
-        return Completion(
-            token_ids=token_ids,
-            logprobs=np.zeros(len(token_ids), np.float32),
-            policy_version=self._weights_seq_no,
-            finish_reason="stop",
-            text=text,
-        )
+        return Teacher(self.module.family, parser.format, lambda: self._weights_seq_no)
 
     def _on_event(self, which: str, episode: SingleAgentEpisode, slot: int) -> None:
         kwargs: dict[str, Any] = {

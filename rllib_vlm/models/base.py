@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
@@ -85,8 +84,14 @@ class VLMFamily(Protocol):
             ModelError: a value that does not fit.
         """
 
-    def encode(self, messages: Sequence[Message]) -> Prompt:
-        """Messages to a prompt that ends where the assistant's answer begins."""
+    def encode(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins.
+
+        Args:
+            messages: a conversation so far.
+            after: the prompt that the first of them is the sampled answer to; what comes out is what the whole
+                conversation would be encoded to, for the price of what is new.
+        """
 
     def label(
         self,
@@ -151,12 +156,15 @@ class VLMFamily(Protocol):
         self,
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int | None] | None = None,
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
+
+        Each prompt draws from its own of `seeds`, and so the same whatever is answered beside it. Without them
+        `sampling.seed` makes one for each place; without that torch's own stream is used.
 
         What is computed of prompts that go on with a conversation may be kept in `cache` for its next turn; a family
         that keeps nothing leaves it alone.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_vlm.errors import ModelError
-from rllib_vlm.types import IMAGE_PLACEHOLDER, Message, Role
+from rllib_vlm.types import IMAGE_PLACEHOLDER, Message, Prompt, Role
 
 _MEMORY = 8192  # pieces of text whose ids are remembered
 
@@ -65,26 +65,39 @@ class ChatEncoder:
         self._remembered: dict[str, Ids] = {}
 
     def prompt(
-        self, messages: Sequence[Message], image_tokens: Sequence[int], stop_ids: Sequence[int]
+        self,
+        messages: Sequence[Message],
+        image_tokens: Sequence[int],
+        stop_ids: Sequence[int],
+        after: Prompt | None = None,
     ) -> tuple[Ids, str]:
         """The ids of a prompt that ends where the answer begins, and its text with `<image>` in it.
 
         Args:
             image_tokens: image tokens of every image of the messages, in order.
             stop_ids: ids after which a sampled answer needs no end of message.
+            after: a prompt to which the first message is the sampled answer. Nothing is tokenised across a sampled
+                answer, so the ids are those of the whole conversation.
 
         Raises:
-            ModelError: a message's placeholders and images differ in number, or no message at all.
+            ModelError: a message's placeholders and images differ in number, no message at all, or the first one
+                is not what `after` asks for.
         """
         if not messages:
             raise ModelError("a prompt needs at least one message")
         form, writer = self._form, _Writer(self)
-        writer.text(form.opening)
-        if messages[0].role != "system":
-            writer.text(form.preamble)
+        if after is not None:
+            if messages[0].role != "assistant" or messages[0].token_ids is None:
+                raise ModelError("what follows a prompt begins with a sampled answer to it")
+            writer.ids(after.token_ids, after.text)
+        else:
+            writer.text(form.opening)
+            if messages[0].role != "system":
+                writer.text(form.preamble)
         counts = iter(image_tokens)
-        for message in messages:
-            writer.text(form.heads[message.role])
+        for at, message in enumerate(messages):
+            if at or after is None:  # a prompt ends with the head of its answer
+                writer.text(form.heads[message.role])
             if message.token_ids is not None and message.role == "assistant":
                 writer.ids(message.token_ids, message.text)
                 ended = len(message.token_ids) > 0 and int(message.token_ids[-1]) in stop_ids

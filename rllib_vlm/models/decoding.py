@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rllib_vlm.models.sampling import sample
+from rllib_vlm.models.sampling import Seed, draw, sample
 from rllib_vlm.types import SamplingParams
 
 _PREFILL_TOKENS = 16384  # prompt tokens computed at once; bounds the memory of a large batch
@@ -36,7 +36,7 @@ def sample_completions(
     sampling: SamplingParams,
     stop_ids: Sequence[int],
     stops: Callable[[list[int]], bool] | None,
-    generator: torch.Generator | None,
+    seeds: Sequence[Seed],
 ) -> list[Sampled]:
     """One completion per row: (token ids, log-probs).
 
@@ -45,6 +45,7 @@ def sample_completions(
         logits: hidden states [B, D] to logits [B, V].
         stop_ids: ids that end a completion and stay its last token.
         stops: whether the ids sampled so far hold a stop string, if there are any.
+        seeds: of each row; see `sampling.draw`.
     """
     batch, steps = len(hidden), sampling.max_new_tokens
     ids: list[list[int]] = [[] for _ in range(batch)]
@@ -52,8 +53,9 @@ def sample_completions(
     alive = list(range(batch))  # completion of each row of the tensors
     ending = frozenset(stop_ids)
     done: set[int] = set()
+    numbers = draw(seeds, steps, hidden.device)
     for step in range(steps):
-        drawn, drawn_logprobs = sample(logits(hidden), sampling, generator)
+        drawn, drawn_logprobs = sample(logits(hidden), sampling, numbers[:, step])
         for row, token, logprob in zip(alive, drawn.tolist(), drawn_logprobs.tolist(), strict=True):
             if row in done:
                 continue
@@ -67,12 +69,19 @@ def sample_completions(
             kept = torch.tensor([i for i, row in enumerate(alive) if row not in done], device=hidden.device)
             alive = [row for row in alive if row not in done]
             decoder.keep(kept)
-            drawn = drawn[kept]
+            drawn, numbers = drawn[kept], numbers[kept]
         hidden = decoder.advance(drawn, step)
     return [
         (np.asarray(i, dtype=np.int64), np.asarray(p, dtype=np.float32))
         for i, p in zip(ids, logprobs, strict=True)
     ]
+
+
+def seeds_of(sampling: SamplingParams, seeds: Sequence[int | None] | None, count: int) -> Sequence[Seed]:
+    """The seed of each of `count` prompts: its own, or one that follows from `sampling.seed` and its place."""
+    if seeds is not None:
+        return seeds
+    return [None if sampling.seed is None else (sampling.seed, i) for i in range(count)]
 
 
 def batches_by_length(lengths: Sequence[int], kept: Sequence[int] | None = None) -> list[list[int]]:

@@ -7,10 +7,15 @@ through the same function, or the importance ratio at unchanged weights is not 1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from rllib_vlm.types import SamplingParams
+
+Seed = int | tuple[int, ...] | None
 
 
 def apply_sampling(logits: Tensor, sampling: SamplingParams, *, keep: Tensor | None = None) -> Tensor:
@@ -40,17 +45,34 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, sampling: SamplingParams) 
     return logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 
 
-def sample(
-    logits: Tensor, sampling: SamplingParams, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draws one token per row of `logits` [B, V]: (ids [B], log-probs [B] nats)."""
+def draw(seeds: Sequence[Seed], steps: int, device: torch.device) -> Tensor:
+    """[B, steps] numbers in [0, 1), float64: of each row those that follow from its seed alone.
+
+    A row so draws the same whatever rows stand beside it. Rows without a seed draw from torch's own stream.
+    """
+    rows = [
+        torch.rand(steps, dtype=torch.float64).numpy()
+        if seed is None
+        else np.random.default_rng(seed).random(steps)
+        for seed in seeds
+    ]
+    return torch.from_numpy(np.stack(rows)).to(device)
+
+
+def sample(logits: Tensor, sampling: SamplingParams, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row of `logits` [B, V]: (ids [B], log-probs [B] nats).
+
+    Args:
+        drawn: [B] numbers in [0, 1), float64, which decide; greedy sampling takes no notice.
+    """
     logprobs = apply_sampling(logits, sampling)
     if sampling.temperature > 0:
         # By the inverse of the distribution function: one random number a row, where
         # torch.multinomial draws one for every token of the vocabulary.
         mass = logprobs.double().exp().cumsum(-1)
-        draw = torch.rand(len(mass), 1, dtype=mass.dtype, device=mass.device, generator=generator)
-        ids = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp_(max=mass.shape[-1] - 1)
+        ids = torch.searchsorted(mass, drawn[:, None] * mass[:, -1:], right=True).clamp_(
+            max=mass.shape[-1] - 1
+        )
     else:
         ids = logprobs.argmax(-1, keepdim=True)
     return ids.squeeze(-1), logprobs.gather(-1, ids).squeeze(-1)

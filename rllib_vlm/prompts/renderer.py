@@ -133,6 +133,20 @@ class PromptRenderer:
         kept = list(self.history(past))
         return self._render(instruction, kept, text, images, len(past) - len(kept))
 
+    @property
+    def only_appends(self) -> bool:
+        """Whether each prompt is the one before with `following` behind it, as far as no limit cuts it."""
+        return bool(getattr(self.history, "only_grows", False)) and (
+            self.observation == "text" or getattr(self.history, "images", "all") == "all"
+        )
+
+    def following(self, last: Exchange, text: str, images: Sequence[Image]) -> list[Message]:
+        """The messages behind the prompt of `last`: its answer, and the present observation."""
+        return [
+            Message(role="assistant", text=_plain(last.answer), token_ids=last.answer_ids),
+            self._user([], text, self._shown(images)),
+        ]
+
     def fit(
         self,
         instruction: str,

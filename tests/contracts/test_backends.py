@@ -94,13 +94,20 @@ def test_conversations_go_on_and_end(backend: GenerationBackend, family: Qwen25V
     assert after.keys() == before.keys() and all(after[name] >= before[name] for name in after)
 
 
-def test_the_same_seed_gives_the_same_answers(backend: GenerationBackend, family: Qwen25VL) -> None:
-    answers = []
-    for seed in (5, 6, 5):
-        backend.seed(seed)
-        asked = [backend.submit(ask(family, text)) for text in ("go", "stop")]
-        answers.append([tuple(c.token_ids.tolist()) for c in wait(backend, asked)])
-    assert answers[0] == answers[2]
+def test_a_seed_gives_the_same_answer_whatever_is_asked_beside_it(
+    backend: GenerationBackend, family: Qwen25VL
+) -> None:
+    def seeded(text: str, seed: int) -> GenerationRequest:
+        request = ask(family, text)
+        return replace(request, sampling=replace(request.sampling, seed=seed))
+
+    def answers(*requests: GenerationRequest) -> list[list[int]]:
+        completions = wait(backend, [backend.submit(request) for request in requests])
+        return [completion.token_ids.tolist() for completion in completions]
+
+    together = answers(*(seeded("go " * (1 + seed % 3), seed) for seed in range(6)))
+    alone = [answers(seeded("go " * (1 + seed % 3), seed))[0] for seed in range(6)]
+    assert together == alone
 
 
 def test_polling_with_nothing_to_do_returns(backend: GenerationBackend) -> None:

@@ -43,7 +43,6 @@ def family() -> Qwen25VL:
 def backend(family: Qwen25VL, ray_cluster: None) -> Iterator[object]:
     engine = {"num_cpus": 0.5, "max_model_len": 512}
     backend = registry.resolve("backends", "vllm")(family, engine=engine)
-    backend.seed(0)
     yield backend
     backend.close()
 

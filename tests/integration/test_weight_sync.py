@@ -11,7 +11,10 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def of_runner(algorithm):
     (found,) = algorithm.env_runner_group.foreach_env_runner(
-        lambda runner: ({n: np.array(v) for n, v in runner.module.get_state().items()}, runner._frozen_key),  # noqa: SLF001
+        lambda runner: (
+            {n: np.array(v) for n, v in runner.module.get_state().items()},
+            runner._weights._frozen_key,  # noqa: SLF001
+        ),
         local_env_runner=False,
     )
     return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +25,7 @@ from rllib_vlm.backends.vllm.messages import Answer, Ask, unexpanded
 from rllib_vlm.backends.vllm.settings import EngineSettings
 from rllib_vlm.errors import MissingExtraError, ModelError
 from rllib_vlm.models.base import VLMFamily
-from rllib_vlm.types import Completion
+from rllib_vlm.types import Completion, SamplingParams
 
 if find_spec("vllm") is None:
     raise MissingExtraError(
@@ -34,25 +37,26 @@ if find_spec("vllm") is None:
 _PAUSE_S = 0.2  # between two attempts to reach an engine that starts again
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ticket:
     """A request on its way."""
 
-    request: GenerationRequest
     ask: Ask
+    sampling: SamplingParams
     future: Future[Completion]
     engine: int
+    ref: ray.ObjectRef | None = None  # of the answer; None while its engine starts again
     give_up: float | None = None  # on the monotonic clock, since its engine was first found dead
 
 
 class VLLMBackend:
     """Sends what is submitted at once: engines answer continuously, whatever else is on its way.
 
+    A thread of its own completes the futures as answers come; `poll` only waits for that.
+
     Turns of one conversation go to one engine, which has keys and values of the turns before in its prefix cache;
     other prompts go to the engine with the fewest of this runner's. Where an engine dies, what it was asked is asked
-    again, until `start_deadline_s` is over.
-
-    Requests that share a `SamplingParams.seed` and a prompt get the same answer.
+    again, until `start_deadline_s` is over. A future that is cancelled ends its answer in the engine.
 
     Args:
         family: encodes and decodes; its weights are of no use to shared engines.
@@ -64,6 +68,7 @@ class VLLMBackend:
         ConfigErrors: settings of engines there are not, or values out of their range.
     """
 
+    continuous = True
     served_as = "vllm"  # what `VLMFamily.served_by` calls these engines
 
     def __init__(
@@ -75,19 +80,20 @@ class VLLMBackend:
         self._shared = shared
         self._own: EngineGroup | None = None
         self._engines: tuple[ActorHandle, ...] = ()
-        self._sent: dict[ray.ObjectRef, _Ticket] = {}
-        self._again: list[_Ticket] = []  # whose engine died
         self._closed = False
-        self._rng = np.random.default_rng()
+        self._rng = np.random.default_rng()  # seeds of requests that have none
         self._counts = {"num_prefill_tokens": 0, "num_prefill_tokens_reused": 0, "num_retried_turns": 0}
+        # Shared with the thread that completes futures, under the condition's lock.
+        self._changed = threading.Condition()
+        self._tickets: set[_Ticket] = set()
+        self._num_done = 0
+        self._num_polled = 0  # of those done, that a `poll` has told of
+        self._post: queue.SimpleQueue[tuple[_Ticket, Future[Answer]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def connect(self, engines: Sequence[ActorHandle]) -> None:
         """These are the engines from now on."""
         self._engines = tuple(engines)
-
-    def seed(self, seed: int) -> None:
-        """Begins anew with the seeds that requests are given, one each."""
-        self._rng = np.random.default_rng(seed)
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Sends a request to an engine.
@@ -98,34 +104,29 @@ class VLLMBackend:
         if self._closed:
             raise ModelError("the generation backend is closed; submit to a new one")
         self._require_engines()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._deliver, name="vllm-answers", daemon=True)
+            self._thread.start()
         prompt, sampling = request.prompt, request.sampling
-        drawn = int(self._rng.integers(2**31))
         ask = Ask(
             token_ids=unexpanded(prompt.token_ids, self.family.image_token_id),
             images=prompt.images,
             sampling=sampling,
-            seed=drawn if sampling.seed is None else sampling.seed,
+            seed=int(self._rng.integers(2**31)) if sampling.seed is None else sampling.seed,
             stop_token_ids=self.family.stop_token_ids,
         )
-        ticket = _Ticket(request, ask, Future(), self._engine_for(request.session))
+        ticket = _Ticket(ask, sampling, Future(), self._engine_for(request.session))
+        with self._changed:
+            self._tickets.add(ticket)
         self._send(ticket)
+        ticket.future.add_done_callback(partial(self._leave, ticket))
         return ticket.future
 
     def poll(self, timeout_s: float | None = None) -> None:
-        """Waits until an answer is there, or the time is over, and fulfils the futures of all that are."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        self._forget_cancelled()
-        while self._sent or self._again:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            if self._again:
-                left = _PAUSE_S if left is None else min(left, _PAUSE_S)
-            if self._receive(left) or (end is not None and time.monotonic() >= end):
-                return
-            if self._again:
-                time.sleep(0.0 if self._sent else left or 0.0)
-                again, self._again = self._again, []
-                for ticket in again:
-                    self._send(ticket)
+        """Waits until a future is done that no earlier call told of, none is under way, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_done > self._num_polled or not self._tickets, timeout_s)
+            self._num_polled = self._num_done
 
     def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
         """Of engines of its own. Shared ones are given theirs by the algorithm, and this only takes note of it.
@@ -149,14 +150,17 @@ class VLLMBackend:
 
     def counts(self) -> Mapping[str, int]:
         """Prompt tokens that engines computed, and that they had; turns that were asked again, their engine dead."""
-        return dict(self._counts)
+        with self._changed:
+            return dict(self._counts)
 
     def close(self) -> None:
         """Cancels what waits; later calls of `submit` fail. Engines of its own end."""
         self._closed = True
-        for ticket in (*self._sent.values(), *self._again):
+        with self._changed:
+            waiting = list(self._tickets)
+        for ticket in waiting:
             ticket.future.cancel()
-        self._forget_cancelled()
+        self._post.put(None)
         if self._own is not None:
             self._own.stop()
 
@@ -175,60 +179,84 @@ class VLLMBackend:
         if session is not None:
             return hash(session) % len(self._engines)
         load = [0] * len(self._engines)
-        for ticket in self._sent.values():
-            load[ticket.engine] += 1
+        with self._changed:
+            for ticket in self._tickets:
+                load[ticket.engine] += 1
         return load.index(min(load))
 
     def _send(self, ticket: _Ticket) -> None:
-        self._sent[self._engines[ticket.engine].generate.remote(ticket.ask)] = ticket
+        ticket.ref = self._engines[ticket.engine].generate.remote(ticket.ask)
+        # Ray calls back in a thread that it needs itself: all there is to do is done in ours.
+        ticket.ref.future().add_done_callback(lambda answer: self._post.put((ticket, answer)))
 
-    def _receive(self, timeout_s: float | None) -> bool:
-        """Whether any answer was there."""
-        if not self._sent:
-            return False
-        ready, waiting = ray.wait(list(self._sent), num_returns=1, timeout=timeout_s)
-        if ready and waiting:
-            more, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-            ready += more
-        answered = [self._fulfil(self._sent.pop(ref), ref) for ref in ready]
-        return any(answered)
+    def _leave(self, ticket: _Ticket, future: Future[Completion]) -> None:
+        """The future is done, or was cancelled; then the engine stops computing its answer."""
+        with self._changed:
+            self._tickets.discard(ticket)
+            self._num_done += 1
+            self._changed.notify_all()
+        if future.cancelled() and ticket.ref is not None:
+            ray.cancel(ticket.ref)
 
-    def _fulfil(self, ticket: _Ticket, ref: ray.ObjectRef) -> bool:
+    # The thread that completes futures.
+
+    def _deliver(self) -> None:
+        lost: list[_Ticket] = []  # their engine died
+        while True:
+            try:
+                post = self._post.get(timeout=_PAUSE_S if lost else None)
+            except queue.Empty:
+                again, lost = lost, []
+                for ticket in again:
+                    if not ticket.future.done():
+                        self._send(ticket)
+                continue
+            if post is None:
+                return
+            ticket, answer = post
+            if not ticket.future.done() and not self._fulfil(ticket, answer):
+                lost.append(ticket)
+
+    def _fulfil(self, ticket: _Ticket, answer: Future[Answer]) -> bool:
         """Whether the request is done with; its engine may have died instead."""
         outcome: Completion | Exception
         try:
-            outcome = self._completion(ticket, ray.get(ref))
+            outcome = self._completion(ticket, answer.result())
         except RayActorError as error:
             return self._lose(ticket, error)
         except RayTaskError as error:
             outcome = error.cause if isinstance(error.cause, ModelError) else error
+        except Exception as error:  # noqa: BLE001 - the caller finds it in the future, whatever it is
+            outcome = error
         _settle(ticket.future, outcome)
         return True
 
     def _lose(self, ticket: _Ticket, error: RayActorError) -> bool:
         """Has the turn asked again, as long as there is hope; True where there is none."""
+        ticket.ref = None
         if ticket.give_up is None:
             ticket.give_up = time.monotonic() + self.settings.start_deadline_s
-            self._counts["num_retried_turns"] += 1
+            self._count(num_retried_turns=1)
         try:
             refuse_the_dead(error, ticket.give_up)
         except ModelError as final:
             _settle(ticket.future, final)
             return True
-        self._again.append(ticket)
         return False
 
     def _completion(self, ticket: _Ticket, answer: Answer) -> Completion:
-        self._counts["num_prefill_tokens"] += answer.num_prompt_tokens - answer.num_cached_tokens
-        self._counts["num_prefill_tokens_reused"] += answer.num_cached_tokens
-        sampling = ticket.request.sampling
-        return completed(self.family, answer.token_ids, answer.logprobs, sampling, version=answer.version)
+        self._count(
+            num_prefill_tokens=answer.num_prompt_tokens - answer.num_cached_tokens,
+            num_prefill_tokens_reused=answer.num_cached_tokens,
+        )
+        return completed(
+            self.family, answer.token_ids, answer.logprobs, ticket.sampling, version=answer.version
+        )
 
-    def _forget_cancelled(self) -> None:
-        for ref in [ref for ref, ticket in self._sent.items() if ticket.future.cancelled()]:
-            del self._sent[ref]
-            ray.cancel(ref)  # the engine stops computing it
-        self._again = [ticket for ticket in self._again if not ticket.future.cancelled()]
+    def _count(self, **more: int) -> None:
+        with self._changed:
+            for name, number in more.items():
+                self._counts[name] += number
 
 
 def _settle(future: Future[Completion], outcome: Completion | Exception) -> None:

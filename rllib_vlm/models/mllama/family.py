@@ -17,7 +17,7 @@ from rllib_vlm.errors import ModelError
 from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.checkpoint import save_config
-from rllib_vlm.models.decoding import Sampled, batches_by_length, sample_completions
+from rllib_vlm.models.decoding import Sampled, batches_by_length, sample_completions, seeds_of
 from rllib_vlm.models.mllama.chat import llama_chat
 from rllib_vlm.models.mllama.config import Loaded, ModelSettings, load
 from rllib_vlm.models.mllama.decoder import Views, run_layers
@@ -70,15 +70,15 @@ class Mllama(TextSide):
         device: torch.device = self.model.model.language_model.embed_tokens.weight.device
         return device
 
-    def encode(self, messages: Sequence[Message]) -> Prompt:
-        """Messages to a prompt that ends where the assistant's answer begins.
+    def encode(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins; `after` as in `VLMFamily.encode`.
 
         Raises:
             ModelError: a message's `<image>` and images differ in number, or an image is malformed.
         """
         images = tuple(self.images.resize(image) for message in messages for image in message.images)
-        ids, text = self._chat.prompt(messages, [1] * len(images), self.stop_token_ids)
-        return Prompt(token_ids=ids, images=images, text=text)
+        ids, text = self._chat.prompt(messages, [1] * len(images), self.stop_token_ids, after)
+        return Prompt(token_ids=ids, images=(*after.images, *images) if after else images, text=text)
 
     def label(
         self,
@@ -146,15 +146,14 @@ class Mllama(TextSide):
         self,
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int | None] | None = None,
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
     ) -> list[Sampled]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
-        Prompts of similar length are computed together. Without a generator, `sampling.seed` makes
-        one, and without a seed torch's own is used.
+        Prompts of similar length are computed together. See `VLMFamily.generate` for seeds.
 
         Args:
             cache: counts prompt tokens; nothing is kept between turns.
@@ -163,14 +162,13 @@ class Mllama(TextSide):
         Raises:
             ModelError: the image tokens of a prompt are not those of its images.
         """
-        if generator is None and sampling.seed is not None:
-            generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        own = seeds_of(sampling, seeds, len(prompts))
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, Sampled] = {}
         for batch in batches_by_length([len(p.token_ids) for p in prompts]):
             hidden, decoder = self._read([prompts[i] for i in batch], sampling.max_new_tokens)
             completions = sample_completions(
-                hidden, decoder, self.logits, sampling, self.stop_token_ids, stops, generator
+                hidden, decoder, self.logits, sampling, self.stop_token_ids, stops, [own[i] for i in batch]
             )
             results.update(zip(batch, completions, strict=True))
         if cache is not None:

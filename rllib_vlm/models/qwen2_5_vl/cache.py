@@ -17,10 +17,12 @@ class Cache:
 
     @classmethod
     def empty(cls, language: Any, batch: int, size: int, like: Tensor) -> Cache:
-        """For `batch` rows of up to `size` tokens, of the kind of `like`."""
+        """For `batch` rows of up to `size` tokens, of the kind of `like`.
+
+        Whoever masks slots before anything was written there fills them: 0 times NaN is NaN.
+        """
         heads, width = language.config.num_key_value_heads, language.layers[0].self_attn.head_dim
-        # Zeros, not empty: masked slots still meet a weight of 0, and 0 times NaN is NaN.
-        return cls(like.new_zeros(len(language.layers), batch, 2 * heads, size, width))
+        return cls(like.new_empty(len(language.layers), batch, 2 * heads, size, width))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes behind `used`; returns all keys and values up to there. `used` moves after the last layer."""

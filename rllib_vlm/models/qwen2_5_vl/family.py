@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLIma
 from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.checkpoint import save_config
-from rllib_vlm.models.decoding import batches_by_length
+from rllib_vlm.models.decoding import batches_by_length, seeds_of
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import (
@@ -81,16 +81,16 @@ class Qwen25VL(TextSide):
     def device(self) -> torch.device:
         return self.model.model.language_model.embed_tokens.weight.device
 
-    def encode(self, messages: Sequence[Message]) -> Prompt:
-        """Messages to a prompt that ends where the assistant's answer begins.
+    def encode(self, messages: Sequence[Message], after: Prompt | None = None) -> Prompt:
+        """Messages to a prompt that ends where the assistant's answer begins; `after` as in `VLMFamily.encode`.
 
         Raises:
             ModelError: a message's `<image>` and images differ in number, or an image is malformed.
         """
         images = tuple(self.images.resize(image) for message in messages for image in message.images)
         counts = [self.images.tokens(*image.shape[:2]) for image in images]
-        ids, text = self._chat.prompt(messages, counts, self.stop_token_ids)
-        return Prompt(token_ids=ids, images=images, text=text)
+        ids, text = self._chat.prompt(messages, counts, self.stop_token_ids, after)
+        return Prompt(token_ids=ids, images=(*after.images, *images) if after else images, text=text)
 
     def label(
         self,
@@ -231,22 +231,20 @@ class Qwen25VL(TextSide):
         self,
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int | None] | None = None,
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
-        Prompts with about as much to compute are computed together. Without a generator, `sampling.seed` makes
-        one, and without a seed torch's own is used.
+        Prompts with about as much to compute are computed together. See `VLMFamily.generate` for seeds.
 
         Args:
             cache: where keys and values of earlier turns are found, and those of this one kept.
             sessions: the conversation of each prompt; None for one that is nobody's.
         """
-        if generator is None and sampling.seed is not None:
-            generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        own = seeds_of(sampling, seeds, len(prompts))
         turns = Turns(
             SessionCache() if cache is None else cache,
             prompts,
@@ -265,7 +263,7 @@ class Qwen25VL(TextSide):
                 sampling,
                 self.stop_token_ids,
                 stops,
-                generator,
+                [own[i] for i in chunk],
                 turns.keeper(chunk),
             )
             results.update(zip(chunk, completions, strict=True))

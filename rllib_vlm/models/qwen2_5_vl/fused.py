@@ -127,7 +127,7 @@ class FusedLayers:
 
 def _mlp(layer: _Layer, h: Tensor) -> Tensor:
     gate, up = F.linear(h, layer.gate_up).chunk(2, -1)
-    return (F.silu(gate) * up) @ layer.down
+    return F.silu(gate, inplace=True).mul_(up) @ layer.down
 
 
 def _linears(layer: Any) -> list[Any]:

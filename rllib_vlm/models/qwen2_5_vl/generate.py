@@ -30,6 +30,7 @@ from rllib_vlm.models.qwen2_5_vl.cache import Cache
 from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
 from rllib_vlm.models.qwen2_5_vl.prefill import Prefill
+from rllib_vlm.models.sampling import Seed
 from rllib_vlm.models.sessions import Keep
 from rllib_vlm.types import SamplingParams
 
@@ -42,7 +43,7 @@ def sample_batch(
     sampling: SamplingParams,
     stop_ids: Sequence[int],
     stops: Callable[[list[int]], bool] | None,
-    generator: torch.Generator | None,
+    seeds: Sequence[Seed],
     keep: Keep | None = None,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """One completion per prompt: (token ids, log-probs).
@@ -52,11 +53,12 @@ def sample_batch(
         logits: hidden states [B, D] to logits [B, V].
         stop_ids: ids that end a completion and stay its last token.
         stops: whether the ids sampled so far hold a stop string, if there are any.
+        seeds: of each prompt; see `sampling.draw`.
         keep: told at the end of what was computed, row by row.
     """
     hidden, decoder = _read(language, prefill, sampling.max_new_tokens)
     decoder.remembers = keep is not None
-    completions = sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, generator)
+    completions = sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, seeds)
     if keep is not None:
         for row, (sampled, _) in enumerate(completions):
             keep(row, sampled, decoder.memory(row, len(sampled)))
@@ -139,6 +141,7 @@ def _read(language: Any, prefill: Prefill, steps: int) -> tuple[Tensor, _Decoder
     width = past + new
     cache = Cache.empty(language, batch, width + steps, x)
     for row, pairs in enumerate(prefill.pasts):
+        cache.pairs[:, row, :, : past - kept[row]] = 0.0
         if pairs is not None:
             cache.pairs[:, row, :, past - kept[row] : past] = pairs
     cache.used = past

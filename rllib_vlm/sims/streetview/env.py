@@ -28,7 +28,7 @@ from rllib_vlm.sims.streetview.grading import (
     grade,
     grade_original,
 )
-from rllib_vlm.sims.streetview.history import original_sequence, sequence
+from rllib_vlm.sims.streetview.history import original_sequence, present, sequence
 from rllib_vlm.sims.streetview.panorama import ORIGINAL_VIEWS, TRUE_VIEWS, GridRenderer
 from rllib_vlm.sims.streetview.rail import STOP, Node, Rail, build_rail, snap
 from rllib_vlm.sims.streetview.settings import Settings, check_settings
@@ -86,6 +86,8 @@ class StreetView(Simulator):
         action_set: "absolute" or "relative".
         resolution: pixels of one view's side.
         verify_iter: answers that are graded at one stop.
+        account: whether the text tells of the stops before; without, of the present one alone, for prompts that keep
+            past turns (`history: full`), whose earlier answers are then the model's own.
         relocation: stops are moved to the nearest panorama.
         drop_rate: share of the way points between intersections that an episode leaves out.
         straight_line_length: such way points between two intersections before any is left out.
@@ -117,6 +119,7 @@ class StreetView(Simulator):
         action_set: options_.ActionSetName = "absolute",
         resolution: int = 224,
         verify_iter: int = 2,
+        account: bool = True,
         relocation: bool = True,
         drop_rate: float = 0.5,
         straight_line_length: int = 5,
@@ -127,9 +130,9 @@ class StreetView(Simulator):
     ) -> None:
         self.settings: Settings = check_settings(
             data=data, city=city, visual_ood=visual_ood, mode=mode, split=split, observation=observation,
-            action_set=action_set, resolution=resolution, verify_iter=verify_iter, relocation=relocation,
-            drop_rate=drop_rate, straight_line_length=straight_line_length, reward=reward, weights=reward_weights,
-            grade_instruction=grade_instruction,
+            action_set=action_set, resolution=resolution, verify_iter=verify_iter, account=account,
+            relocation=relocation, drop_rate=drop_rate, straight_line_length=straight_line_length, reward=reward,
+            weights=reward_weights, grade_instruction=grade_instruction,
         )  # fmt: skip
         self.render_mode = render_mode
         self.actions = action_names(absolute=self.settings.rail.absolute)  # type: ignore[misc]
@@ -377,7 +380,10 @@ class StreetView(Simulator):
             text = original_sequence(self._seen, self._done, vision=self._vision)
             return text + _FAILED.format(feedback) if feedback else text
         told = self.settings.observation != "vision"
-        text = sequence(self.rail.nodes[: self.position], self.node, vision=self._vision, told=told)
+        if self.settings.account:
+            text = sequence(self.rail.nodes[: self.position], self.node, vision=self._vision, told=told)
+        else:
+            text = present(self.node, vision=self._vision, told=told)
         return f"{text}\n{feedback}" if feedback else text
 
     def _picture(self) -> Image:

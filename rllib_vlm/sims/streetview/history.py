@@ -25,14 +25,19 @@ def original_sequence(observations: Sequence[str], actions: Sequence[str], *, vi
     return "".join([*lines, f"O_{len(observations)}: {present}\nA_{len(observations)}: \n"])
 
 
-def sequence(past: Sequence[Node], present: Node, *, vision: bool, told: bool) -> str:
+def sequence(past: Sequence[Node], now: Node, *, vision: bool, told: bool) -> str:
     """The same without loose ends; with `vision` and not `told`, the present stop is for the eyes alone."""
     lines = [f"O_{i}: {describe(node)}\nA_{i}: {node.action}" for i, node in enumerate(past, 1)]
+    number = len(past) + 1
+    return "\n".join([*lines, f"O_{number}: {present(now, vision=vision, told=told)}", f"A_{number}:"])
+
+
+def present(now: Node, *, vision: bool, told: bool) -> str:
+    """What is told of the present stop alone."""
     seen = [_VIEWS] if vision else []
     if told:
-        seen.append(describe(present))
-    number = len(past) + 1
-    return "\n".join([*lines, f"O_{number}: {'; '.join(seen)}", f"A_{number}:"])
+        seen.append(describe(now))
+    return "; ".join(seen)
 
 
 def describe(node: Node) -> str:

@@ -31,6 +31,7 @@ class Settings:
     observation: ObservationMode
     resolution: int
     verify_iter: int
+    account: bool
     rail: RailSettings
     reward: RewardMode
     weights: RewardWeights
@@ -44,8 +45,8 @@ class Settings:
 
 def check_settings(
     *, data: Any, city: Any, visual_ood: Any, mode: Any, split: Any, observation: Any, action_set: Any, resolution: Any,
-    verify_iter: Any, relocation: Any, drop_rate: Any, straight_line_length: Any, reward: Any, weights: Any,
-    grade_instruction: Any,
+    verify_iter: Any, account: Any, relocation: Any, drop_rate: Any, straight_line_length: Any, reward: Any,
+    weights: Any, grade_instruction: Any,
 ) -> Settings:  # fmt: skip
     """All arguments, checked; opens the data set.
 
@@ -66,6 +67,7 @@ def check_settings(
     choice("observation", observation, get_args(ObservationMode))
     choice("action_set", action_set, get_args(ActionSetName))
     choice("reward", reward, get_args(RewardMode))
+    flag("account", account)
     flag("relocation", relocation)
     flag("grade_instruction", grade_instruction)
     if mode == "parity":
@@ -73,9 +75,9 @@ def check_settings(
             problems.append(
                 "observation='both' is not of the original's: use 'vision' or 'text' with mode='parity'"
             )
-        if grade_instruction is True or reward == "outcome":
+        if grade_instruction is True or reward == "outcome" or account is False:
             problems.append(
-                "grade_instruction and reward='outcome' are not of the original's: use mode='fixed'"
+                "grade_instruction, reward='outcome' and account=False are not of the original's: use mode='fixed'"
             )
     if not (_whole(resolution) and 16 <= resolution <= LARGEST_RESOLUTION):
         problems.append(f"resolution={resolution!r} is not a whole number from 16 to {LARGEST_RESOLUTION}")
@@ -95,7 +97,8 @@ def check_settings(
         opened = opened.beside("visual_ood", other)
     return Settings(
         data=opened, mode=mode, split=split, observation=observation, resolution=resolution,
-        verify_iter=verify_iter, reward=reward, weights=reward_weights(weights), grade_instruction=grade_instruction,
+        verify_iter=verify_iter, account=account, reward=reward, weights=reward_weights(weights),
+        grade_instruction=grade_instruction,
         rail=RailSettings(
             original=mode == "parity", absolute=action_set == "absolute", relocation=relocation,
             drop_rate=float(drop_rate), straight_line_length=straight_line_length,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -83,6 +85,40 @@ def test_the_sampled_ids_of_past_answers_stand_in_the_prompt_as_they_are(module,
     prompt = render.render(episode, module.family)
     joined = ",".join(map(str, prompt.token_ids))
     assert "5,9,5,9" in joined
+
+
+@pytest.mark.parametrize("history", ["full", {"name": "full", "images": "none"}, "last_2"])
+@pytest.mark.parametrize(("observation", "limits"), [
+    ("vision", {}), ("text", {}), ("vision", {"max_prompt_tokens": 110}), ("vision", {"max_images": 2}),
+])  # fmt: skip
+def test_a_prompt_that_goes_on_is_the_one_the_whole_conversation_makes(
+    module, spec, history, observation, limits
+):
+    prompting = settings(history=history, observation=observation, **limits)
+    render = RenderPrompts(spec=spec, prompting=prompting)
+    rng = np.random.default_rng(0)
+
+    def view(i):
+        return {"text": f"view <image> {i}", "images": rng.integers(0, 256, (1, 28, 28, 3), dtype=np.uint8)}
+
+    going, fresh = SingleAgentEpisode(), SingleAgentEpisode()
+    first = view(0)
+    for episode in (going, fresh):
+        episode.add_env_reset(observation=first, infos={"instruction": "reach <image> the gift"})
+    for i in range(5):
+        prompt, whole = render.render(going, module.family), render.render(fresh, module.family)
+        np.testing.assert_array_equal(prompt.token_ids, whole.token_ids)
+        assert (prompt.text, prompt.dropped_turns) == (whole.text, whole.dropped_turns)
+        assert len(prompt.images) == len(whole.images)
+        assert all((a == b).all() for a, b in zip(prompt.images, whole.images, strict=True))
+        said = completion(module, "le<image>ft" if i == 1 else "left")
+        if i % 2:
+            said = replace(said, token_ids=said.token_ids[:-1], finish_reason="length")
+        after = view(i + 1)
+        for episode, outputs in ((going, {VLMColumns.PROMPT: prompt}), (fresh, {})):
+            episode.add_env_step(
+                observation=after, action=said, reward=0.0, infos={}, extra_model_outputs=outputs
+            )
 
 
 def test_where_another_acted_the_prompt_shows_what_was_done(module, spec):

@@ -130,6 +130,24 @@ def test_a_module_for_inference_has_no_critic_and_takes_a_learners_weights(modul
         np.testing.assert_array_equal(value, state[name])
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array")
+def test_weights_that_cannot_be_written_are_read_where_they_are_and_left_alone(module):
+    state = {name: value + 1.0 for name, value in module.get_state(inference_only=True).items()}
+    for value in state.values():
+        value.flags.writeable = False  # as Ray's object store hands them out
+    sent = {name: value.copy() for name, value in state.items()}
+    actor = make(inference_only=True)
+    actor.load_policy(state, version=1)
+    for name, parameter in actor.named_parameters():
+        assert parameter.data_ptr() != state[name].__array_interface__["data"][0]
+        parameter.data.add_(1.0)  # the engine's own: what others read stays
+    for name, value in state.items():
+        np.testing.assert_array_equal(value, sent[name])
+    actor.set_state(state)
+    for name, value in actor.get_state().items():
+        np.testing.assert_array_equal(value, sent[name])
+
+
 def test_generation_keeps_the_order_of_prompts(module):
     prompts = [module.family.encode([Message(role="user", text="go " * n)]) for n in (9, 1, 5)]
     greedy = SamplingParams(temperature=0.0, max_new_tokens=4)

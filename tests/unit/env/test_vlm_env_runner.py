@@ -14,7 +14,8 @@ from tiny import MODEL, tiny_config
 from rllib_vlm.backends.scripted import ScriptedBackend
 from rllib_vlm.core.columns import GROUP, METRICS, SUCCESS, TASK_SEED, VLMColumns
 from rllib_vlm.env.tasks import Task, heldout_tasks
-from rllib_vlm.env.vlm_env_runner import FrozenWeights, VLMEnvRunner
+from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.env.weights import FrozenWeights
 from rllib_vlm.sims.cards.deck import NAMES
 from rllib_vlm.sims.cards.solver import solutions
 
@@ -74,6 +75,16 @@ def test_no_episode_is_favoured_for_being_short():
     episodes = runner.sample(num_episodes=40)
     alone = make_runner(tiny_config("ppo", size=4, max_steps=20).simulation(max_turns=20), [answer("up")])
     assert [e.custom_data[TASK_SEED] for e in episodes] == [alone.tasks.draw().seed for _ in range(40)]
+
+
+def test_what_is_sampled_does_not_depend_on_who_plays_beside():
+    together, alone = tiny_config("ppo"), tiny_config("ppo")
+    alone.env_runners(num_envs_per_env_runner=1)
+    tasks = [Task("train", seed) for seed in (3, 4, 3, 5, 6)]  # the same task twice, as two groups
+    played = [make_runner(c).play_groups(tasks, seed=7).items for c in (together, alone)]
+    answers = [[[a.token_ids.tolist() for a in e.get_actions()] for e in episodes] for episodes in played]
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[0][2]
 
 
 def test_no_completion_is_wasted():

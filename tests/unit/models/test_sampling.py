@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_vlm.models.sampling import apply_sampling, sample, token_logprobs
+from rllib_vlm.models.sampling import apply_sampling, draw, sample, token_logprobs
 from rllib_vlm.types import SamplingParams
 
 PROBABILITIES = torch.tensor([0.4, 0.05, 0.3, 0.0, 0.25])
@@ -29,7 +29,9 @@ def test_nucleus_is_the_fewest_tokens_that_reach_the_mass(top_p: float, kept: li
 
 
 def test_greedy_reports_log_probs_at_temperature_one_without_nucleus() -> None:
-    ids, logprobs = sample(PROBABILITIES.log()[None], SamplingParams(temperature=0, top_p=0.1))
+    ids, logprobs = sample(
+        PROBABILITIES.log()[None], SamplingParams(temperature=0, top_p=0.1), torch.zeros(1)
+    )
     assert ids.tolist() == [0]
     assert float(logprobs) == pytest.approx(math.log(0.4), abs=1e-6)
 
@@ -37,7 +39,7 @@ def test_greedy_reports_log_probs_at_temperature_one_without_nucleus() -> None:
 @pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.8)])
 def test_frequencies_are_the_distribution(sampling: SamplingParams) -> None:
     logits = PROBABILITIES.log().expand(40_000, -1)
-    ids, logprobs = sample(logits, sampling, torch.Generator().manual_seed(0))
+    ids, logprobs = sample(logits, sampling, draw([0], len(logits), logits.device)[0])
     expected = apply_sampling(PROBABILITIES.log(), sampling)
     frequencies = torch.bincount(ids, minlength=5) / len(ids)
     torch.testing.assert_close(frequencies, expected.exp(), atol=0.01, rtol=0)
@@ -51,7 +53,7 @@ def test_learning_gives_the_log_probs_of_sampling(temperature: float, top_p: flo
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(16, 40, generator=generator)
     sampling = SamplingParams(temperature=temperature, top_p=top_p)
-    ids, logprobs = sample(logits, sampling, generator)
+    ids, logprobs = sample(logits, sampling, draw([seed], len(logits), logits.device)[0])
     torch.testing.assert_close(token_logprobs(logits, ids, sampling), logprobs)
 
 

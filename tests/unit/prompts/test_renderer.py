@@ -230,6 +230,11 @@ def test_the_short_template_is_short() -> None:
     )
 
 
+def test_the_actions_template_names_the_set() -> None:
+    messages = renderer("current", template="actions").render(TASK, [], "", NOW).messages
+    assert messages[0].text == f"Actions: {' '.join(ACTIONS.names)}\nTask: {TASK}"
+
+
 def test_words_of_a_task_are_not_template_code() -> None:
     messages = renderer().render("{{ 7 * 7 }}{% raw %}", [], "{{ x }}", ()).messages
     assert "{{ 7 * 7 }}{% raw %}" in messages[0].text
@@ -252,7 +257,9 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_named_all_at_once() -> None:
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'short'.*Known: bare, default, short, vagen"):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'short'.*Known: actions, bare, default, short, vagen"
+    ):
         renderer(template="shrt")
     with pytest.raises(ConfigErrors) as error:
         renderer(max_actions=0, observation="smell", max_images=-1, image_placeholder=IMAGE_PLACEHOLDER)

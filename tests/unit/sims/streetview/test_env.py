@@ -295,6 +295,21 @@ def test_an_intersection_is_told_by_text_in_parity_alone(data: Path) -> None:
         assert ("intersection" in present) is told and "Lucky Diner" not in present
 
 
+def test_without_an_account_the_text_is_of_the_present_stop_alone(data: Path) -> None:
+    for observation, views in (("text", False), ("both", True)):
+        street = StreetView(data=str(data), observation=observation, resolution=16, account=False)  # type: ignore[arg-type]
+        text = street.reset(seed=1, options={"route": 0})[0]["text"]
+        while not street.over:
+            node = street.node
+            told = text.removeprefix("You observe an image of 4 views; ")
+            assert (told != text) is views
+            assert ("You observe an intersection" in told) is node.intersection
+            assert node.landmark in told or node.intersection
+            assert "O_1" not in text and "\n" not in text and node.action not in text
+            assert street.turn(())[0]["text"] == f"{text}\nYour answer named no action in the asked form."
+            text = street.turn((node.action,))[0]["text"]
+
+
 # ----- seeds, splits, arguments
 
 
@@ -329,13 +344,14 @@ def test_every_wrong_argument_is_named(data: Path) -> None:
         StreetView(
             mode="fixd", split="test", observation="smell", action_set="polar", resolution=8, verify_iter=0,  # type: ignore[arg-type]
             relocation=1, drop_rate=2, straight_line_length=0, reward="gold", reward_weights={"x": 1},  # type: ignore[arg-type]
-            grade_instruction=None, city={"style": "paris", "rotes": 3, "width": 130},  # type: ignore[arg-type]
+            grade_instruction=None, account=1, city={"style": "paris", "rotes": 3, "width": 130},  # type: ignore[arg-type]
         )  # fmt: skip
-    assert len(error.value.errors) == 15
+    assert len(error.value.errors) == 16
     assert any("Did you mean 'fixed'" in e for e in error.value.errors)
     for config, complaint in (
         ({"data": str(data), "city": {}}, "both"), ({"data": "nowhere"}, "nowhere"), ({"data": 3}, "path"),
-        ({"mode": "parity", "reward": "outcome"}, "original"), ({"city": {"routes": 3}}, "from 10"),
+        ({"mode": "parity", "reward": "outcome"}, "original"),
+        ({"mode": "parity", "account": False}, "account=False"), ({"city": {"routes": 3}}, "from 10"),
     ):  # fmt: skip
         with pytest.raises(ConfigErrors, match=complaint):
             StreetView.check_config(config)
