@@ -96,7 +96,7 @@ def _check_type(
 
 def save_config(model: nn.Module, directory: Path) -> None:
     """Writes the `config.json` that `save_pretrained` writes beside the weights, which name and type tell apart."""
-    config = copy.deepcopy(model.config)  # type: ignore[arg-type]
+    config: Any = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config.save_pretrained(directory)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
 
-class BannedTokens(LogitsProcessor):  # type: ignore[misc]
+class BannedTokens(LogitsProcessor):
     """A logits processor of vLLM's that never lets the model's banned tokens be sampled.
 
     They are taken out before the temperature, in every row, as `VLMFamily.logits` does: so the log-probs of the

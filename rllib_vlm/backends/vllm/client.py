@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -201,21 +202,21 @@ class VLLMBackend:
     # The thread that completes futures.
 
     def _deliver(self) -> None:
-        lost: list[_Ticket] = []  # their engine died
+        lost: deque[tuple[float, _Ticket]] = deque()  # their engine died; when they are asked again
         while True:
+            wait = max(0.0, lost[0][0] - time.monotonic()) if lost else None
             try:
-                post = self._post.get(timeout=_PAUSE_S if lost else None)
+                post = self._post.get(timeout=wait)
             except queue.Empty:
-                again, lost = lost, []
-                for ticket in again:
-                    if not ticket.future.done():
-                        self._send(ticket)
+                _, ticket = lost.popleft()
+                if not ticket.future.done():
+                    self._send(ticket)
                 continue
             if post is None:
                 return
             ticket, answer = post
             if not ticket.future.done() and not self._fulfil(ticket, answer):
-                lost.append(ticket)
+                lost.append((time.monotonic() + _PAUSE_S, ticket))
 
     def _fulfil(self, ticket: _Ticket, answer: Future[Answer]) -> bool:
         """Whether the request is done with; its engine may have died instead."""
