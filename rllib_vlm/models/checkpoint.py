@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
