@@ -74,7 +74,7 @@ class VLLMModel:
             prompt["multi_modal_data"] = {"image": [PIL.Image.fromarray(image) for image in ask.images]}
         try:
             return str(self._engine.add_request(key, prompt, self._parameters(ask)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, self._vllm.VLLMValidationError) as error:
             raise ModelError(
                 f"the engine refuses a prompt of {len(ask.token_ids)} ids and {len(ask.images)} images: {error}"
             ) from error
@@ -196,6 +196,7 @@ def _import_vllm() -> SimpleNamespace:
     """
     try:
         import vllm
+        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
     except (ImportError, OSError, RuntimeError) as error:
@@ -210,6 +211,7 @@ def _import_vllm() -> SimpleNamespace:
         SamplingParams=vllm.SamplingParams,
         RequestOutputKind=RequestOutputKind,
         LLMEngine=LLMEngine,
+        VLLMValidationError=VLLMValidationError,
     )
 
 
