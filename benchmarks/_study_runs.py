@@ -121,7 +121,7 @@ def play(one: Run, folder: Path, rows: Mapping[Run, Mapping[str, Any]]) -> dict[
             )
             say(f"{one}: {points[-1]['cpu_s']} s, " + ", ".join(_in_short(n, t) for n, t in tests.items()))
             if len(points) > made.points:
-                return {"points": points, "start": json.loads((start / _START_FILE).read_text())}
+                return {"points": points, "taught": json.loads((start / _START_FILE).read_text())}
             enough = _enough(one, made, len(points), rows)
             while not enough(updates, cpu_s):
                 begun = time.process_time()

@@ -1,7 +1,9 @@
 """What the collapse guard is worth: faults put into a real short run, with the guard and without it.
 
-`python -m benchmarks collapse [PART ...] [healthy=10] [processes=2] [out=FILE]`. A part is a fault's name or
-`undisturbed`; by default all are run, 5 faults with and without the guard and 10 undisturbed runs with it.
+`python -m benchmarks collapse [PART ...] [healthy=10] [seeds=3] [processes=2] [out=FILE]`. A part is a fault's name or
+`undisturbed`; by default all are run: 5 faults, once without the guard and `seeds` times with it, and 10 undisturbed
+runs with it. Undisturbed runs of different seeds end some 8 points from one another, so a fault's mean over its seeds
+is held against the mean of undisturbed runs of the same seeds.
 FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
 warm start, faults strike after `STRIKE` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
 
@@ -16,11 +18,12 @@ import json
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -51,6 +54,8 @@ _SETTINGS = (
     "training.groups_per_update=96",
     "training.minibatch_size=64",
     "training.lr=3.0e-4",
+    "training.lr_schedule=linear",  # at a constant rate an end is as good as its last update was
+    "training.lr_final_fraction=0.1",
     "training.critic_warmup_updates=1",
     "training.old_logprobs=learner",  # the usual way where engine and learner differ, and what stale weights ruin
     "evaluation.evaluation_at=[warm_start_end,final]",
@@ -76,7 +81,7 @@ class Run:
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: faults, of those tried, after which the guarded run ends within 5 points of the undisturbed one."""
     options = _options(arguments)
-    wanted = _wanted(options.parts, options.healthy)
+    wanted = _wanted(options)
     rows = _read(options.out)
     missing = [one for one in wanted if one not in rows]
     if missing:
@@ -99,6 +104,7 @@ def run(*arguments: str) -> dict[str, Any]:
 class _Options:
     parts: tuple[str, ...]
     healthy: int = 10
+    seeds: int = 3
     processes: int = 2
     out: Path | None = None
 
@@ -107,7 +113,10 @@ def _options(arguments: Sequence[str]) -> _Options:
     """Raises UnknownNameError for a part that is none, RLlibVLMError for a number that is none."""
     values = dict(a.split("=", 1) for a in arguments if "=" in a)
     parts = tuple(a for a in arguments if "=" not in a) or (*FAULTS, _UNDISTURBED)
-    for known, given in (((*FAULTS, _UNDISTURBED), parts), (("healthy", "processes", "out"), values)):
+    for known, given in (
+        ((*FAULTS, _UNDISTURBED), parts),
+        (("healthy", "seeds", "processes", "out"), values),
+    ):
         for name in given:
             if name not in known:
                 raise UnknownNameError("collapse", name, known)
@@ -119,18 +128,16 @@ def _options(arguments: Sequence[str]) -> _Options:
     return _Options(parts=parts, out=out, **{name: int(value) for name, value in numbers.items()})
 
 
-def _wanted(parts: Sequence[str], healthy: int) -> list[Run]:
-    """The runs of `parts`, the longest first; an undisturbed one, to compare with, is always among them."""
-    faults = [
-        Run(fault=name, guarded=guarded)
-        for guarded in (False, True)
-        for name in parts
-        if name != _UNDISTURBED
+def _wanted(options: _Options) -> list[Run]:
+    """The runs of all parts, the longest first; undisturbed ones to compare with are always among them."""
+    faults = [name for name in options.parts if name != _UNDISTURBED]
+    compared = options.seeds if faults else 0
+    healthy = max(compared, options.healthy if _UNDISTURBED in options.parts else 0)
+    return [
+        *(Run(fault=name, guarded=False) for name in faults),
+        *(Run(fault=name, seed=seed) for seed in range(options.seeds) for name in faults),
+        *(Run(fault=_UNDISTURBED, seed=seed) for seed in range(healthy)),
     ]
-    undisturbed = [
-        Run(fault=_UNDISTURBED, seed=seed) for seed in range(healthy if _UNDISTURBED in parts else 1)
-    ]
-    return [*undisturbed[:1], *faults, *undisturbed[1:]]
 
 
 def settings() -> dict[str, Any]:
@@ -173,35 +180,47 @@ def _kept(out: Path | None) -> Iterator[Path]:
 
 
 def _summary(rows: dict[Run, dict[str, Any]]) -> dict[str, Any]:
-    undisturbed = [row for one, row in rows.items() if one.fault == _UNDISTURBED]
-    struck = {one: row for one, row in rows.items() if one.fault != _UNDISTURBED}
-    base = undisturbed[0]["success"]
-    as_if = {one for one, row in struck.items() if row["success"] >= base - _MARGIN}
-    tried = sum(one.guarded for one in struck)
+    undisturbed = {one.seed: row for one, row in rows.items() if one.fault == _UNDISTURBED}
+    struck: dict[tuple[str, bool], dict[int, dict[str, Any]]] = {}
+    for one, row in rows.items():
+        if one.fault != _UNDISTURBED:
+            struck.setdefault((one.fault, one.guarded), {})[one.seed] = row
+    away = {
+        which: _success(by_seed) - _success({seed: undisturbed[seed] for seed in by_seed})
+        for which, by_seed in struck.items()
+    }
+    survived = [fault for (fault, guarded), points in away.items() if guarded and points >= -_MARGIN]
     details: dict[str, Any] = {
-        "warm start: success": undisturbed[0]["warm_start"],
-        "undisturbed: success": base,
+        "warm start: success": next(iter(undisturbed.values()))["warm_start"],
+        "undisturbed: success": round(_success(undisturbed), 4),
         "undisturbed runs": len(undisturbed),
         "undisturbed runs rolled back or stopped": sum(
-            bool(row["rollbacks"] or row["stopped"]) for row in undisturbed
+            bool(row["rollbacks"] or row["stopped"]) for row in undisturbed.values()
         ),
-        "undisturbed runs: success": json.dumps([row["success"] for row in undisturbed]),
-        "faults that harm a run without guard": sum(not one.guarded and one not in as_if for one in struck),
+        "undisturbed runs: success": json.dumps([row["success"] for row in undisturbed.values()]),
+        "faults that harm a run without guard": sum(
+            not guarded and points < -_MARGIN for (_, guarded), points in away.items()
+        ),
         "CPU-seconds, all runs": sum(row["cpu_s"] for row in rows.values()),
     }
-    for one, row in sorted(struck.items(), key=lambda item: (item[0].fault, item[0].guarded)):
-        what = str(one).rpartition(",")[0]
-        details[f"{what}: success"] = row["success"]
-        if one.guarded:
-            details[f"{what}: rollbacks"] = row["rollbacks"]
-        if row["stopped"]:
-            details[f"{what}: stopped"] = row["stopped"]
+    for (fault, guarded), by_seed in sorted(struck.items()):
+        what = f"{fault}, {'guarded' if guarded else 'without guard'}"
+        details[f"{what}: success"] = round(_success(by_seed), 4)
+        details[f"{what}: from undisturbed runs of the same seeds"] = round(away[fault, guarded], 4)
+        if guarded:
+            details[f"{what}: rollbacks"] = sum(row["rollbacks"] for row in by_seed.values())
+        if stopped := [row["stopped"] for row in by_seed.values() if row["stopped"]]:
+            details[f"{what}: stopped"] = "; ".join(stopped)
     return {
         "name": "collapse",
-        "value": sum(one.guarded for one in as_if),
-        "unit": f"of {tried} faults survived",
+        "value": len(survived),
+        "unit": f"of {sum(guarded for _, guarded in struck)} faults survived",
         "details": details,
     }
+
+
+def _success(by_seed: Mapping[int, dict[str, Any]]) -> float:
+    return fmean(row["success"] for row in by_seed.values())
 
 
 # Runs.
@@ -289,7 +308,8 @@ def _unchecked(learner: Any) -> None:
 
 
 def _step(learner: Any) -> None:
-    parameters = [p for p in learner._parameters if p.grad is not None]  # noqa: SLF001
+    groups = [group for optimizer in learner._optimizers for group in optimizer.param_groups]  # noqa: SLF001
+    parameters = [p for group in groups for p in group["params"] if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.config.grad_clip))
     for optimizer in learner._optimizers:  # noqa: SLF001
         optimizer.step()

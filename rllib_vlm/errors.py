@@ -59,6 +59,10 @@ class SimulatorError(RLlibVLMError, RuntimeError):
     """A simulator could not start, raised, died or missed its deadline."""
 
 
+class PlacementError(RLlibVLMError, RuntimeError):
+    """A trial asks for more than the cluster has; the message shows both side by side."""
+
+
 class ModelError(RLlibVLMError, RuntimeError):
     """A model directory, tokenizer or checkpoint cannot be used as asked."""
 

@@ -56,7 +56,7 @@ class AgentConfig(AlgorithmConfig):
         # generation
         self.backend = "hf"
         self.backend_options: dict[str, Any] = {}
-        self.engine_options: dict[str, Any] = {}
+        self.engine: dict[str, Any] = {}
         self.temperature = 1.0
         self.top_p = 1.0
         self.max_new_tokens = 64
@@ -140,7 +140,7 @@ class AgentConfig(AlgorithmConfig):
             backend: a name of the table `backends`.
             backend_options: of the backend.
             engine: of the engines that the backend "vllm" shares between env runners: `{count: 2, num_gpus: 1}` and
-                more, see `backends.vllm.settings.EngineSettings` and docs/engines.md.
+                more, see `backends.vllm.settings.VLLMSettings` and docs/engines.md.
             temperature: 0 is greedy, which reinforcement learning cannot use.
             top_p: mass of the nucleus that is sampled from.
             max_new_tokens: tokens an answer may have.
@@ -154,7 +154,7 @@ class AgentConfig(AlgorithmConfig):
         """
         if isinstance(stop, str):
             stop = (stop,)
-        return self._update({"engine_options" if k == "engine" else k: v for k, v in locals().items()})
+        return self._update(locals())
 
     def simulation(
         self,
@@ -278,6 +278,11 @@ class AgentConfig(AlgorithmConfig):
             max_new_tokens=int(self.max_new_tokens),
             stop=tuple(self.stop),
         )
+
+    @property
+    def engine_bundles(self) -> list[dict[str, float]]:
+        """What each engine of the backend asks Ray for; none where runners generate by themselves."""
+        return []
 
     @property
     def deadlines(self) -> Deadlines:

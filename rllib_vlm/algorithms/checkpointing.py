@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ class CheckpointedAlgorithm(Algorithm):
     config: VLMAlgorithmConfig
     run_state: RunState
     buffer: DemonstrationBuffer
+    _holds_collected = False
     _frozen: FrozenWeights | None = None  # what runners were last told of the weights that never change
 
     @property
@@ -54,7 +57,8 @@ class CheckpointedAlgorithm(Algorithm):
 
     @override(Algorithm)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
-        state = super().get_state(components, not_components=not_components, **kwargs)
+        with self._collected():
+            state = super().get_state(components, not_components=not_components, **kwargs)
         state[RUN_STATE] = self.run_state.to_dict()
         return state
 
@@ -85,6 +89,24 @@ class CheckpointedAlgorithm(Algorithm):
                          self.iteration, error)  # fmt: skip
             return self._training_result(None)
 
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """The first learner, whom RLlib asks for all of them, has the whole optimizer state meanwhile."""
+        if self._holds_collected or self.config.num_learners < 2:
+            yield
+            return
+        self._ask_learners("collect")
+        self._holds_collected = True
+        try:
+            yield
+        finally:
+            self._holds_collected = False
+            self._ask_learners("release")
+
+    def _ask_learners(self, method: str) -> None:
+        for result in self.learner_group.foreach_learner(lambda learner: getattr(learner, method)()):
+            result.get()
+
     def _save_in_place(self) -> _TrainingResult:
         """Like Tune's own, which writes it elsewhere and copies it, file after file, to its place."""
         storage = self._storage
@@ -105,7 +127,8 @@ class CheckpointedAlgorithm(Algorithm):
     @override(Algorithm)
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """RLlib's; on a local disk also says of what policy it is, and has a manifest by which a torn one is known."""
-        where: str = super().save_to_path(_absolute(path), **kwargs)
+        with self._collected():
+            where: str = super().save_to_path(_absolute(path), **kwargs)
         root = Path(where)
         if root.is_dir():
             write_description(root, self)

@@ -16,7 +16,7 @@ from rllib_vlm.backends.base import completed
 from rllib_vlm.backends.vllm.export import export_policy
 from rllib_vlm.backends.vllm.group import EngineGroup
 from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights, unexpanded
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.backends.vllm.transfer import device_ids, send_weights
 from rllib_vlm.core.probe import Answered, log_ratio_max
 from rllib_vlm.errors import ModelError
@@ -34,10 +34,10 @@ class EngineSync:
         sampling: of the run; the probe compares log-probs of this distribution.
     """
 
-    def __init__(self, settings: EngineSettings, sampling: SamplingParams) -> None:
+    def __init__(self, settings: VLLMSettings, sampling: SamplingParams) -> None:
         self._settings = settings
         self._sampling = replace(sampling, max_new_tokens=_PROBE_TOKENS, stop=(), seed=0)
-        self._group: EngineGroup | None = None
+        self._group = EngineGroup(settings)
         self._key: tuple[int, str] | None = None
         self._restarts = 0
         self._files: Mapping[str, bytes] | None = None  # of the model's directory
@@ -55,7 +55,18 @@ class EngineSync:
     @property
     def engines(self) -> tuple[ActorHandle, ...]:
         """For env runners to connect to."""
-        return self._group.engines if self._group is not None else ()
+        return self._group.engines
+
+    def place(self, first_bundle: int) -> None:
+        """Starts the engines' processes; they wait for weights.
+
+        Args:
+            first_bundle: of this trial's reservation, where there is one: the first engine's, the others' follow.
+
+        Raises:
+            ModelError: an engine does not start.
+        """
+        self._group.place(first_bundle)
 
     def sync(self, learner_group: Any, key: str) -> dict[str, float]:
         """All engines have the learner's weights when this returns.
@@ -74,10 +85,9 @@ class EngineSync:
         if (version, key) == self._key:
             return {}
         weights = self._export(learner_group, version)
-        if self._group is None:
+        if self._key is None:
             devices = learner_group.foreach_learner(func=lambda learner: device_ids())
-            known = [device for result in devices for device in result.get()]
-            self._group = EngineGroup(self._settings, known)
+            self._group.learner_devices = tuple(device for result in devices for device in result.get())
             self._group.load(weights)
         else:
             self._give(self._group, learner_group, weights)
@@ -98,9 +108,7 @@ class EngineSync:
 
     def stop(self) -> None:
         """Ends the engines."""
-        if self._group is not None:
-            self._group.stop()
-            self._group = None
+        self._group.stop()
 
     def _give(self, group: EngineGroup, learner_group: Any, weights: PolicyWeights) -> None:
         if group.transport == "files":
@@ -179,12 +187,3 @@ def _gap(learner: Any, prompt: Prompt, answers: list[Answer]) -> float:
         for a in answers
     ]
     return log_ratio_max(learner, answered)
-
-
-def bundles(config: Any) -> list[Mapping[str, float]]:
-    """What Ray has to reserve for the engines of a run."""
-    if not engines_of(config.backend):
-        return []
-    settings = config.engine_settings
-    one = {"CPU": settings.num_cpus, "GPU": settings.gpus_per_engine}
-    return [{kind: amount for kind, amount in one.items() if amount} for _ in range(settings.count)]

@@ -134,9 +134,11 @@ RANGES: dict[str, Range] = {
     "num_gpus_per_env_runner": _NOT_NEGATIVE,
     "num_learners": _COUNT_OR_ZERO,
     "num_gpus_per_learner": _NOT_NEGATIVE,
+    "zero_stage": Range(0, 3, whole=True),
     "learner_torch_threads": _COUNT_OR_NONE,
     "env_runner_torch_threads": _COUNT_OR_NONE,
     "batch_wait_ms": _NOT_NEGATIVE,
+    "nodes_wait_s": _NOT_NEGATIVE,
     "evaluation_interval": _COUNT_OR_NONE,
     "evaluation_num_env_runners": _COUNT_OR_ZERO,
     "seed": Range(0, whole=True, optional=True),
@@ -150,11 +152,12 @@ _MAPPINGS = (
     "reset_options",
     "parser_options",
     "backend_options",
-    "engine_options",
+    "engine",
     "credit_options",
     "span_weights",
     "mismatch",
     "step_guard",
+    "engine_options",
 )
 _TEXTS = ("image_placeholder", "warm_start_demonstrations")
 

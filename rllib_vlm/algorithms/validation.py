@@ -8,9 +8,12 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms import placement
+from rllib_vlm.algorithms.engine_validation import engine_errors
 from rllib_vlm.algorithms.ranges import Range, check_values
 from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
+from rllib_vlm.core.engines.base import EngineKind, Offload
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
@@ -43,6 +46,8 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
     errors = [*values, *_names(config), *_environment(config)]
     if not values:  # these compare the values with one another
         errors += [*_model(config), *_combinations(config)]
+        if not any(_attempt("engine", lambda: config.engine_bundles)):
+            errors += placement.problems(config)
     return [*errors, *_evaluation(config, known=set(errors))]
 
 
@@ -64,8 +69,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
     yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
     yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
-    if isinstance(c.engine_options, dict):
-        yield from _attempt("engine", lambda: c.engine_settings)
+    if isinstance(c.engine, dict):
+        yield from _attempt("engine", lambda: c.vllm_settings)
     if isinstance(c.mismatch, dict):
         yield from _attempt("mismatch", lambda: _check_mismatch(c))
     if isinstance(c.step_guard, dict):
@@ -78,6 +83,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "precision": get_args(Precision),
         "old_logprobs": ("sampler", "learner"),
         "optimizer_type": get_args(Optimizer),
+        "learner_engine": get_args(EngineKind),
+        "offload_optimizer": get_args(Offload),
         "lr_schedule": get_args(Schedule),
         "warm_start_lr_schedule": get_args(Schedule),
         "kl_estimator": get_args(KLEstimator),
@@ -247,7 +254,7 @@ def _check_engines(c: VLMAlgorithmConfig) -> None:
     """Engines that know the family, where there are engines at all."""
     engines = engines_of(c.backend)
     if engines is None:
-        if c.engine_options:
+        if c.engine:
             raise RLlibVLMError(
                 f"the backend {c.backend!r} has no engines: leave out generation.engine, or take backend 'vllm'"
             )
@@ -306,6 +313,11 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if c.backend == "vllm" and c.temperature > 2:
         yield f"temperature is {c.temperature}; engines of 'vllm' sample at 2 at most"
+    if c.backend == "vllm" and c.placement == "hybrid":
+        yield (
+            "placement is 'hybrid', and engines of 'vllm' stay on their GPUs while learners learn: take 'shared' and "
+            "leave room with generation.engine.gpu_memory_share, or take 'separate'"
+        )
     if c.lr_schedule in ("linear", "cosine") and c.total_updates is None:
         yield f"lr_schedule {c.lr_schedule!r} needs total_updates, where it ends"
     if c.minibatch_size and c.num_learners > 1 and c.minibatch_size < c.num_learners:
@@ -323,6 +335,7 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield "sampling_rounds drops groups whose members all earned the same: it needs a group_size of 2 or more"
     if c.grad_clip is not None and c.grad_clip_by != "global_norm":
         yield f"grad_clip_by is {c.grad_clip_by!r}; only 'global_norm' is supported"
+    yield from engine_errors(c)
     if c.curriculum is not None:
         yield from _curriculum(c.curriculum)
     if c.warm_start_updates and c.warm_start_demonstrations is not None:

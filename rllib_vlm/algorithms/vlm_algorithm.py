@@ -26,14 +26,15 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.dispatch import play
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
-from rllib_vlm.algorithms.engine_sync import EngineSync, bundles
+from rllib_vlm.algorithms.engine_sync import EngineSync
+from rllib_vlm.algorithms.placed import PlacedAlgorithm
+from rllib_vlm.algorithms.placement import ENGINES
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
@@ -54,7 +55,7 @@ from rllib_vlm.errors import RLlibVLMError, SimulatorError
 _KL = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "kl_to_reference")
 
 
-class VLMAlgorithm(CheckpointedAlgorithm):
+class VLMAlgorithm(CheckpointedAlgorithm, PlacedAlgorithm):
     """One training iteration is one update: of imitation while the warm start lasts, then of RL."""
 
     config: VLMAlgorithmConfig
@@ -77,9 +78,14 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         if self.config.curriculum is not None:
             self.run_state.level = float(self.config.curriculum.get("start", 0.0))
         self.run_state.advance(self.config)
-        self._engines = EngineSync.of(self.config)
         self._share_module()
         self._sync_weights(self.env_runner_group)
+
+    @override(PlacedAlgorithm)
+    def take_bundles(self) -> None:
+        self._engines = EngineSync.of(self.config)
+        if self._engines is not None:
+            self._engines.place(self._demand(self.config).first_bundle(ENGINES))
 
     @classmethod
     @override(Algorithm)
@@ -288,6 +294,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         self, group: EnvRunnerGroup, method: str, tasks: Sequence[Any], log: Any, **kwargs: Any
     ) -> list[Any]:
         """See `algorithms.dispatch.play`."""
+        self.let_sample(group)
         return play(group, method, tasks, kwargs, on_metrics=log, on_loss=self.restore_env_runners)
 
     def _log_runner_metrics(self, metrics: Any) -> None:
@@ -296,6 +303,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _charge(self, episodes: list[SingleAgentEpisode], plan: UpdatePlan) -> None:
         """A KL in the reward, where the driver gives the credit; learners charge what they give credit of."""
         if self._driver_credit is not None and plan.kl_reward:
+            self.let_learn()
             kl = charge_kl(episodes, self._shards(episodes), self.learner_group, plan)
             self.metrics.log_value(_KL, kl, window=1)
 
@@ -320,6 +328,7 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}
         with self.metrics.log_time((TIMERS, "learn"), reduce="sum"):
+            self.let_learn()
             shards = self._shards(episodes)
             if self.learner_group.is_local:
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
@@ -345,7 +354,8 @@ class VLMAlgorithm(CheckpointedAlgorithm):
     def _share_module(self) -> None:
         """A learner and a runner in this process need one model, not two."""
         runner = self.env_runner_group.local_env_runner
-        self._shared = runner is not None and self.learner_group.is_local and runner.module is not None
+        shares = self.config.learner_engine == "plain" and self.learner_group.is_local
+        self._shared = runner is not None and shares and runner.module is not None
         if self._shared:
             runner.share_module(self.learner_group._learner.module[DEFAULT_MODULE_ID])  # noqa: SLF001
 
@@ -390,16 +400,6 @@ class VLMAlgorithm(CheckpointedAlgorithm):
         if restored and self._engines is not None:  # new processes know of no engines
             self._sync_engines(self._engines, env_runner_group)
         return restored
-
-    @classmethod
-    @override(Algorithm)
-    def default_resource_request(cls, config: Any) -> Any:
-        """RLlib's, and what engines take."""
-        request = super().default_resource_request(config)
-        own = bundles(cls.get_default_config().update_from_dict(config))
-        if not own:
-            return request
-        return PlacementGroupFactory([*request.bundles, *own], strategy=request.strategy)
 
     @override(Algorithm)
     def cleanup(self) -> None:
@@ -498,9 +498,11 @@ class VLMAlgorithm(CheckpointedAlgorithm):
 
         Engine and learner hold the same weights where this is rounding alone (1e-3 in float32).
         """
+        self.let_sample(self.env_runner_group)
         answered = self.env_runner_group.foreach_env_runner(
             lambda runner: runner.probe(), local_env_runner=not self.env_runner_group.num_remote_env_runners()
         )
+        self.let_learn()
         found = self.learner_group.foreach_learner(func=partial(log_ratio_max, answered=answered))
         return max(result.get() for result in found)
 

@@ -13,9 +13,11 @@ from ray.rllib.utils.annotations import override
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.agent_config import AgentConfig
+from rllib_vlm.algorithms.placement import Placement
 from rllib_vlm.algorithms.validation import check, engines_of
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.connectors import pipelines
+from rllib_vlm.core.engines.base import EngineKind, EngineSettings, Offload
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.optimizers import Optimizer
 from rllib_vlm.core.precision import Precision
@@ -93,6 +95,10 @@ class VLMAlgorithmConfig(AgentConfig):
         self.packing = True
         self.logprob_chunk = 1024
         self.log_entropy = True
+        self.learner_engine: EngineKind = "plain"
+        self.zero_stage = 2
+        self.offload_optimizer: Offload = "none"
+        self.engine_options: dict[str, Any] = {}
         self.learner_torch_threads: int | None = None
         self.env_runner_torch_threads: int | None = 1
         self.batch_wait_ms = 20.0
@@ -113,6 +119,8 @@ class VLMAlgorithmConfig(AgentConfig):
         self.num_env_runners = 2
         self.num_cpus_per_env_runner = 0.5
         self.num_envs_per_env_runner = 8
+        self.placement: Placement = "separate"
+        self.nodes_wait_s = 0.0
         self.seed = 0
         self.lr = 1e-5
         self.grad_clip = 1.0
@@ -257,13 +265,58 @@ class VLMAlgorithmConfig(AgentConfig):
         return self
 
     @override(AlgorithmConfig)
-    def learners(self, *, torch_threads: Any = NotProvided, **kwargs: Any) -> Self:
-        """RLlib's `learners`, and `torch_threads`: CPU threads of a learner.
+    def resources(
+        self, *, placement: Any = NotProvided, nodes_wait_s: Any = NotProvided, **kwargs: Any
+    ) -> Self:
+        """RLlib's `resources`, and who is beside whom. docs/placement.md.
 
-        By default a learner in the driver takes all of the machine (the env runners rest meanwhile),
-        and learner actors as many as `num_cpus_per_learner`.
+        Args:
+            placement: "separate": who samples (engines, or env runners) and who learns have GPUs of their own.
+                "shared": an engine (or runner) and a learner on each GPU, by the fractions they ask for, and both stay
+                in its memory. "hybrid": the same, and who rests leaves the GPU's memory until its turn comes.
+            nodes_wait_s: seconds in which nodes may join before a trial that does not fit is refused; an
+                autoscaler is told what is missing. 0 refuses at once.
+            **kwargs: of `AlgorithmConfig.resources`, such as `placement_strategy`.
+
+        Returns:
+            This updated AlgorithmConfig object.
         """
-        self._update({"self": self, "learner_torch_threads": torch_threads})
+        self._update({"self": self, "placement": placement, "nodes_wait_s": nodes_wait_s})
+        super().resources(**kwargs)
+        return self
+
+    @override(AlgorithmConfig)
+    def learners(
+        self,
+        *,
+        engine: Any = NotProvided,
+        zero_stage: Any = NotProvided,
+        offload_optimizer: Any = NotProvided,
+        engine_options: Any = NotProvided,
+        torch_threads: Any = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """RLlib's `learners`, and what learners learn with (docs/engines.md).
+
+        Args:
+            engine: "plain": every learner holds all weights and optimizer state; "deepspeed": they are in parts on the
+                learners.
+            zero_stage: of DeepSpeed, what is in parts: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too.
+            offload_optimizer: where DeepSpeed keeps optimizer state and takes its steps: "none" is the learner's
+                device, "cpu" spares a GPU's memory.
+            engine_options: of DeepSpeed's own configuration, e.g. `{zero_optimization: {overlap_comm: true}}`.
+            torch_threads: CPU threads of a learner. By default a learner in the driver takes all of the machine (the
+                env runners rest meanwhile), and learner actors as many as `num_cpus_per_learner`.
+            **kwargs: of `AlgorithmConfig.learners`.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        given = {
+            "learner_engine": engine, "zero_stage": zero_stage, "offload_optimizer": offload_optimizer,
+            "engine_options": engine_options, "learner_torch_threads": torch_threads,
+        }  # fmt: skip
+        self._update({"self": self, **given})
         super().learners(**kwargs)
         return self
 
@@ -341,6 +394,22 @@ class VLMAlgorithmConfig(AgentConfig):
             settings, clip_low=settings.clip_low * clip_scale, clip_high=settings.clip_high * clip_scale
         )
 
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """What learners learn with."""
+        return EngineSettings(
+            kind=self.learner_engine,
+            zero_stage=self.zero_stage,
+            offload_optimizer=self.offload_optimizer,
+            options=self.engine_options,
+            optimizer=self.optimizer_type,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=(self.adam_betas[0], self.adam_betas[1]),
+            epsilon=self.adam_epsilon,
+            grad_clip=self.grad_clip,
+        )
+
     def imitates(self, update: int) -> bool:
         """Whether this update of the warm start teaches answers; the first ones, and some later, teach seeing alone."""
         done = update - self.warm_start_grounding_updates
@@ -406,19 +475,24 @@ class VLMAlgorithmConfig(AgentConfig):
         }
 
     @property
-    def engine_settings(self) -> EngineSettings:
+    def vllm_settings(self) -> VLLMSettings:
         """Of the engines that env runners share.
 
         Raises:
             ConfigErrors: options there are not, or values out of their range.
         """
-        return EngineSettings.read(self._engine_values())
+        return VLLMSettings.read(self._engine_values())
+
+    @property
+    @override(AgentConfig)
+    def engine_bundles(self) -> list[dict[str, float]]:
+        return self.vllm_settings.bundles() if engines_of(self.backend) else []
 
     def _engine_values(self) -> dict[str, Any]:
-        """`engine_options`, and what the run's other settings say of engines."""
+        """`engine`, and what the run's other settings say of engines."""
         given = self._model_config if isinstance(self._model_config, dict) else {}
         known = {"max_model_len": self.row_tokens, "dtype": given.get("dtype", "float32")}
-        return known | (self.engine_options if isinstance(self.engine_options, dict) else {})
+        return known | (self.engine if isinstance(self.engine, dict) else {})
 
     def _backend_options(self) -> dict[str, Any]:
         if engines_of(self.backend):

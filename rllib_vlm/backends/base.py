@@ -53,6 +53,12 @@ class GenerationBackend(Protocol):
     def counts(self) -> Mapping[str, int]:
         """What was counted since the backend was made, by the names under which runners report it."""
 
+    def sleep(self) -> None:
+        """Frees the GPU, as far as it can, until `wake_up`; weights may be loaded meanwhile. May be called again."""
+
+    def wake_up(self) -> None:
+        """Ready to answer again."""
+
     def close(self) -> None: ...
 
 

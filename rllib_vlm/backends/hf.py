@@ -46,6 +46,7 @@ class HFBackend:
         self.version = 0
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
         self._closed = False
+        self._home: torch.device | None = None  # where the model goes back to, while it is asleep
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         """Queues a request until the next `poll`.
@@ -103,6 +104,21 @@ class HFBackend:
             "num_prefill_tokens": self.cache.computed,
             "num_prefill_tokens_reused": self.cache.reused,
         }
+
+    def sleep(self) -> None:
+        """The model waits in this machine's memory, and what was kept of conversations is forgotten."""
+        if self._home is None:
+            self._home = next(self.family.model.parameters()).device
+            self.cache.clear()
+            self.family.model.to("cpu")
+            if self._home.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def wake_up(self) -> None:
+        """The model is where it was."""
+        if self._home is not None:
+            self.family.model.to(self._home)
+            self._home = None
 
     def close(self) -> None:
         """Cancels what waits and frees what is kept; later calls of `submit` fail."""

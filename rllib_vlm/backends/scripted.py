@@ -74,6 +74,12 @@ class ScriptedBackend:
         """A script reads no prompt."""
         return {}
 
+    def sleep(self) -> None:
+        """A script takes no GPU."""
+
+    def wake_up(self) -> None:
+        """A script is always ready."""
+
     def close(self) -> None:
         """Cancels what waits; later calls of `submit` fail."""
         self._closed = True

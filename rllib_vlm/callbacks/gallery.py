@@ -231,6 +231,7 @@ def _credit(algorithm: Any, samples: Sequence[Sample]) -> list[Sequence[TokenCre
         return list(given)
     config = algorithm.config
     if config.credit_stage == "learner":
+        algorithm.let_learn()
         outcomes = algorithm.learner_group.foreach_learner(_learner_credit, episodes=episodes)
         return next((list(found.get()) for found in outcomes.ignore_errors()), [None] * len(episodes))
     assign = registry.resolve("credit", config.credit)(**config.credit_options)

@@ -22,7 +22,7 @@ from rllib_vlm.config.sections import (
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
 
 # Variants of a search space that are put through the algorithm's own validation before anything starts.
-_VARIANTS_CHECKED = 64
+VARIANTS_CHECKED = 64
 # What attributes begin with whose section has another name: `simulator_process` is `process` of `simulation`.
 _STEMS = {"simulation": "simulator", "learners": "learner", "env_runners": "env_runner"}
 
@@ -134,7 +134,7 @@ def check_variants(config: Any, document: Document, errors: list[str]) -> None:
 
     seen = set()
     variants = generate_variants(config.to_dict())
-    for values, resolved in itertools.islice(variants, _VARIANTS_CHECKED):
+    for values, resolved in itertools.islice(variants, VARIANTS_CHECKED):
         try:
             config.copy(copy_frozen=False).update_from_dict(resolved).validate()
         except Exception as error:  # noqa: BLE001  (whatever validation refuses is a mistake in the file)

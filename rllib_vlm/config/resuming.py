@@ -37,12 +37,22 @@ _STATES = "experiment_state-*.json"
 _LENGTHS: dict[tuple[Any, Any], str] = {("training", key): key for key in ("total_updates", "time_budget_s")}
 
 
+# Who learns: checkpoints go on with any of it.
+_LEARNERS: dict[tuple[Any, Any], str] = {
+    ("learners", "num_learners"): "num_learners",
+    ("learners", "engine"): "learner_engine",
+    ("learners", "zero_stage"): "zero_stage",
+    ("learners", "offload_optimizer"): "offload_optimizer",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a resumed run may be now, where that is not as it was."""
+    """How long a resumed run may be now, and who learns, where that is not as it was."""
 
     stop: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    learners: Mapping[str, Any] = field(default_factory=dict)
 
 
 def length_of(stop: Sequence[str], overrides: Sequence[str]) -> Length:
@@ -55,10 +65,13 @@ def length_of(stop: Sequence[str], overrides: Sequence[str]) -> Length:
     stops = parse_stop(stop, errors)
     wishes = parse_overrides(overrides, errors)
     config: dict[str, Any] = {}
+    learners: dict[str, Any] = {}
     for section, values in dict(wishes.data.get("config", {})).items():
         for key, value in values.items() if isinstance(values, dict) else ((None, None),):
             if (section, key) in _LENGTHS and isinstance(value, int | float | None):
                 config[_LENGTHS[section, key]] = value
+            elif (section, key) in _LEARNERS and isinstance(value, int | str):
+                learners[_LEARNERS[section, key]] = value
             else:
                 errors.append(f"--set {section}.{key}: a resumed run keeps its settings; {_WHAT_CHANGES}")
     errors += [
@@ -68,11 +81,12 @@ def length_of(stop: Sequence[str], overrides: Sequence[str]) -> Length:
     ]
     if errors:
         raise ConfigErrors("--resume", errors)
-    return Length(stops, config)
+    return Length(stops, config, learners)
 
 
 _WHAT_CHANGES = (
-    "--stop, --set training.total_updates and --set training.time_budget_s say how long it may be now"
+    "--stop, --set training.total_updates and --set training.time_budget_s say how long it may be now, "
+    "and --set learners.num_learners, engine, zero_stage and offload_optimizer who learns"
 )
 
 
@@ -111,6 +125,9 @@ def make_ready(folder: Path, *, length: Length, manifests: bool) -> list[str]:
         if trial.status != Trial.TERMINATED:
             going_on += 1
             trial.config.update(length.config)
+            if length.learners:
+                trial.config.update(length.learners)
+                trial.create_placement_group_factory()
             if manifests:
                 told += _adopt(trial, folder / trial.storage.trial_dir_name)
         trial.invalidate_json_state()

@@ -7,9 +7,10 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from rllib_vlm import registry
+from rllib_vlm.algorithms import supply
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
-from rllib_vlm.config.experiment import Experiment
+from rllib_vlm.algorithms.placement import Demand
+from rllib_vlm.config.experiment import VARIANTS_CHECKED, Experiment
 from rllib_vlm.config.progress import MetricStopper, ProgressLines
 from rllib_vlm.config.quiet import quiet
 from rllib_vlm.config.records import KeepFiles, Records
@@ -41,7 +44,11 @@ class Outcome:
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashboard: bool = True) -> None:
-    """Joins the cluster at `address`, or starts Ray on this machine; does nothing where Ray is up already."""
+    """Joins the cluster at `address`, or starts Ray on this machine; does nothing where Ray is up already.
+
+    Without either argument a cluster that was started on this machine (`ray start`), or that RAY_ADDRESS names, is
+    joined; `num_cpus` asks for a Ray of its own, since one that runs has its number already.
+    """
     quiet()
     if ray.is_initialized():
         return
@@ -49,6 +56,7 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
         ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
         return
     ray.init(
+        address=None if num_cpus is None else "local",
         num_cpus=num_cpus,
         include_dashboard=dashboard,
         log_to_driver=True,
@@ -88,7 +96,7 @@ def run(
             "a run is resumed, or it is a new one with a name, or one that overwrites: not both"
         )
     register(experiment)
-    check_resources(experiment)
+    check_placement(experiment)
     if resume is None:
         folder, tuner = _new(experiment, storage, name, overwrite=overwrite)
     else:
@@ -135,27 +143,30 @@ def _make_environment(env: str, context: Any) -> Any:
     return environment_class(env)(**dict(context))
 
 
-def check_resources(experiment: Experiment) -> None:
-    """Refuses a trial no node can ever hold: Tune would wait for it without a word.
+def check_placement(experiment: Experiment) -> None:
+    """Refuses trials no cluster of this size can ever hold: Tune would wait for them without a word.
 
     Raises:
-        RLlibVLMError: says what is asked for, what is there, and which settings lower it.
+        PlacementError: says what is asked for beside what is there, and which settings lower it.
     """
-    try:
-        request = experiment.algorithm.default_resource_request(experiment.config)  # type: ignore[attr-defined]
-        wanted = request.required_resources
-    except (TypeError, ValueError, AttributeError):
-        return  # samplers among the numbers: Tune will know per trial
-    there = ray.cluster_resources()
-    short = {k: (v, there.get(k, 0.0)) for k, v in wanted.items() if v > there.get(k, 0.0)}
-    if not short:
-        return
-    asked = ", ".join(f"{v:g} {k} where there are {have:g}" for k, (v, have) in short.items())
-    raise RLlibVLMError(
-        f"one trial needs {asked}. Lower env_runners.num_env_runners, evaluation.evaluation_num_env_runners, "
-        "learners.num_learners or what each of them asks for, join a larger cluster with --ray-address, "
-        "or let them share with --num-cpus."
-    )
+    for demand in _demands(experiment):
+        supply.ensure(demand, wait_s=getattr(experiment.config, "nodes_wait_s", 0.0))
+
+
+def _demands(experiment: Experiment) -> Iterator[Demand]:
+    """Of the first variants of the search space."""
+    from ray.tune.search.variant_generator import generate_variants
+
+    algorithm: Any = experiment.algorithm
+    seen = []
+    for _, resolved in islice(generate_variants(experiment.config.to_dict()), VARIANTS_CHECKED):
+        if hasattr(algorithm, "demand"):
+            demand = algorithm.demand(resolved)
+        else:
+            demand = Demand.of_request(algorithm.default_resource_request(resolved))
+        if demand not in seen:
+            seen.append(demand)
+            yield demand
 
 
 def safe_name(name: str) -> str:

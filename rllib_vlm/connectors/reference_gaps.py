@@ -55,6 +55,7 @@ def reference_gaps(
         device=learner.device,
         row_tokens=config.row_tokens if packs else None,
         micro_batch_tokens=config.micro_batch_tokens,
+        lockstep=learner.lockstep,
     )[_REFERENCE]
     following = iter(columns)
     return {

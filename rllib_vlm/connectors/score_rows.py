@@ -19,6 +19,7 @@ from rllib_vlm.batching.mismatch import MismatchSettings, relearn
 from rllib_vlm.batching.rows import Row, rows_from_trajectory, split_by_turn, with_credit
 from rllib_vlm.connectors.reference_gaps import k1
 from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.engines.lockstep import Lockstep
 from rllib_vlm.core.reading import Column, read_rows
 from rllib_vlm.credit.base import CreditAssigner
 from rllib_vlm.types import Completion, ParsedAction, Prompt, Trajectory, Turn
@@ -87,6 +88,7 @@ class ScoreRows(ConnectorV2):
             self._score,
             module=rl_module[DEFAULT_MODULE_ID].unwrapped(),
             precision="float32" if plan is None else plan.precision,
+            lockstep=shared_data.get("lockstep"),
         )
         rows: list[list[Row]] = batch[VLMColumns.ROWS]
         # The driver has charged what it gives credit of.
@@ -166,6 +168,7 @@ class ScoreRows(ConnectorV2):
         values: bool,
         logprobs: bool,
         reference: Reference | None = None,
+        lockstep: Lockstep | None = None,
     ) -> dict[str, list[Column]]:
         """[L] per row, in order, of each of what is asked for."""
         wanted = [VLMColumns.VALUES] * values + [VLMColumns.LOGPROBS] * logprobs
@@ -185,6 +188,7 @@ class ScoreRows(ConnectorV2):
             device=next(module.parameters()).device,
             row_tokens=self._row_tokens if module.family.packs else None,
             micro_batch_tokens=self._micro_batch_tokens,
+            lockstep=lockstep,
         )
 
 

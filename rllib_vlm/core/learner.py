@@ -6,9 +6,7 @@ One update, as RLlib drives it::
     per step: micro-batches --forward_train--> columns --LOSS_TERMS--> sum_k coefficient_k * reduce(term_k)
               gradients summed over learners -> non-finite loss or gradient? skip : clip by global norm -> optimizers
 
-Modules are not wrapped for data-parallel training. Gradients are exchanged once per optimizer step,
-after accumulation, which is exact for any number of micro-batches and for parameters a batch never
-touched (the vision tower in a step of text).
+What holds weights, gradients and optimizers, and steps, is an engine (`core.engines`): plain torch, or DeepSpeed.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,14 +27,18 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ALL_MODULES
+from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import Tensor
 
-from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import Batch, to_torch
 from rllib_vlm.batching.rows import NAME, PLACE
 from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.engines import make_engine
+from rllib_vlm.core.engines.base import Engine
+from rllib_vlm.core.engines.lockstep import Lockstep, pieces_of
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
-from rllib_vlm.core.optimizers import build_optimizers
+from rllib_vlm.core.offload import move
 from rllib_vlm.core.step_guard import StepFigures
 from rllib_vlm.core.update_metrics import UpdateMetrics, metric_reduction
 from rllib_vlm.core.update_plan import UpdatePlan
@@ -58,10 +60,9 @@ class VLMTorchLearner(TorchLearner):
         self._figures = StepFigures()  # what the guard looks at, of the same
         self._stopped = False  # by the guard, for the rest of the update
         self._reference: Any = None  # a frozen copy of the module, for the KL term
+        self._engine: Engine
+        self.lockstep: Lockstep | None = None  # with the other learners, where the engine needs it
         super().build()
-        if self.distributed:  # random initialisation must not differ between learners
-            for tensor in self._vlm_module.state_dict().values():
-                dist.broadcast(tensor, src=0)
 
     @property
     def _vlm_module(self) -> Any:
@@ -69,43 +70,42 @@ class VLMTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Gradients are exchanged by `_exchange_gradients`; see this module."""
+        """Learners share what they learn in the engine."""
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """See `core.optimizers`: one step of the learner is one of each."""
-        optimizers = build_optimizers(
-            self.module[module_id].named_parameters(),
-            config.optimizer_type,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            betas=tuple(config.adam_betas),
-            epsilon=config.adam_epsilon,
-        )
-        for name, optimizer in optimizers.items():
-            self.register_optimizer(
-                module_id=module_id,
-                optimizer_name=name,
-                optimizer=optimizer,
-                params=[p for group in optimizer.param_groups for p in group["params"]],
-            )
+        """They are the engine's; RLlib is told of none, so that it steps and saves none of its own."""
+        module = self.module[module_id].unwrapped()
+        world, rank = 1, 0
+        if self.distributed:
+            world, rank = dist.get_world_size(), dist.get_rank()
+            for (
+                tensor
+            ) in module.state_dict().values():  # random initialisation must not differ between learners
+                dist.broadcast(tensor, src=0)
+        settings = config.engine_settings
+        self._engine = make_engine(module, settings, device=self._device, rank=rank, world=world)
+        if self._engine.lockstep:
+            self.lockstep = Lockstep(module.family, self._all_gather)
 
     @override(Learner)
     def update(self, *args: Any, plan: UpdatePlan, **kwargs: Any) -> Any:
         """Like RLlib's, told by `plan` what to optimise and how."""
         self.begin(plan)
         self._step_metrics = UpdateMetrics()
-        self._set_learning_rates(plan)
+        self._engine.set_rates(plan.lr, plan.value_lr)
         self._stopped = False
-        before = self._snapshot() if plan.guard.watches and plan.guard.action == "abandon" else None
+        abandons = plan.guard.watches and plan.guard.action == "abandon"
+        before = self._engine.snapshot() if abandons else None
         try:
             result = super().update(*args, **kwargs)
+            if before is not None and self._stopped:
+                self._engine.go_back(before)
+            self._engine.share_weights()
         except BaseException:
             if self.distributed:  # the others wait for this learner's gradients: let them fail at once too
                 dist.destroy_process_group()
             raise
-        if before is not None and self._stopped:
-            self._go_back(before)
         return result
 
     def begin(self, plan: UpdatePlan) -> None:
@@ -113,7 +113,19 @@ class VLMTorchLearner(TorchLearner):
         torch.set_num_threads(self._threads())
         self._plan = plan
         if plan.needs_reference and plan.reference == "copy" and self._reference is None:
-            self._reference = _frozen_copy(self._vlm_module)
+            self._reference = self._frozen_copy()
+
+    def rest(self) -> None:
+        """Frees the GPU for others until `wake`; weights and optimizers wait in this machine's memory."""
+        self._move("cpu")
+
+    def wake(self) -> None:
+        """Takes the GPU again."""
+        self._move(self._device)
+
+    def _move(self, device: torch.device | str) -> None:
+        modules = [self._vlm_module, *([] if self._reference is None else [self._reference])]
+        move(modules, self._optimizers, device)
 
     @override(Learner)
     def _create_iterator_if_necessary(self, *, training_data: Any, **kwargs: Any) -> Iterable[Any]:
@@ -121,6 +133,7 @@ class VLMTorchLearner(TorchLearner):
             "plan": self._plan,
             "all_gather": self._all_gather,
             "reference": self.reference_logprobs,
+            "lockstep": self.lockstep,
         }
         episodes = [episode for episode in training_data.episodes if len(episode)]
         start = time.perf_counter()
@@ -149,20 +162,18 @@ class VLMTorchLearner(TorchLearner):
         self._totals = self._normalizers(columns, losses)
         self._figures = StepFigures()
         words = self._words(columns) if "grounding" in losses.active else {}
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._engine.zero_grad()
         world = dist.get_world_size() if self.distributed else 1
-        for piece in micro_batches(columns, max_tokens=self.config.micro_batch_tokens):
+        pieces = pieces_of(columns, max_tokens=self.config.micro_batch_tokens, lockstep=self.lockstep)
+        for piece, last in _with_last(pieces):
             tensors = {**to_torch(piece, self._device), **words}
             out = self._forward(tensors, self._plan)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=self.config, batch=tensors, fwd_out=out
             )
-            if loss.requires_grad:  # a piece may hold nothing that any active term reads
-                loss.backward()
+            self._engine.backward(loss, last=last)
             self._figures.loss += float(loss.detach())
             self._step_metrics.count_tokens(tensors)
-        self._exchange_gradients()
         self._apply()
         self._step_metrics.end_step(time.perf_counter() - start)
         return {}, {DEFAULT_MODULE_ID: torch.tensor(self._figures.loss * world)}, {}
@@ -253,66 +264,27 @@ class VLMTorchLearner(TorchLearner):
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        return [optimizer for _, optimizer in self.get_optimizers_for_module(DEFAULT_MODULE_ID)]
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        """All that is trained, in the same order on every learner."""
-        return [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
-
-    def _exchange_gradients(self) -> None:
-        """Sums gradients over learners: every one of them divided by the same global normaliser."""
-        if not self.distributed:
-            return
-        parameters = self._parameters
-        touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        touched = touched.to(self._device)
-        dist.all_reduce(touched)
-        shared = [p for p, count in zip(parameters, touched.tolist(), strict=True) if count]
-        for p in shared:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        if shared:
-            flat = torch.cat([p.grad.flatten().float() for p in shared])  # type: ignore[union-attr]
-            dist.all_reduce(flat)
-            for p, piece in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
-                assert p.grad is not None
-                p.grad.copy_(piece.view_as(p))
+        return list(self._engine.optimizers.values())
 
     def _apply(self) -> None:
         """Clips and steps; a step is left out and counted where loss or gradient is not finite or the guard objects."""
-        assert self._plan is not None
-        parameters = [p for p in self._parameters if p.grad is not None]
-        bound = self.config.grad_clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, bound)) if parameters else 0.0
-        figures = self._figures.join(self._all_gather(self._figures))
-        # A loss may overflow and leave its gradient finite (Huber's is bounded): what it says is then no direction.
-        finite = math.isfinite(norm) and math.isfinite(figures.loss)
-        objections: list[str] = []
-        if self._plan.guard.watches and "policy" in self._plan.losses.active:
-            objections = self._plan.guard.violations(figures, norm)
-            self._step_metrics.add_objections(objections)
-            self._stopped = bool(objections) and self._plan.guard.action != "skip"
-        if finite and not objections:
-            for optimizer in self._optimizers:
-                optimizer.step()
+        finite = False
+
+        def allowed(norm: float) -> bool:
+            nonlocal finite
+            assert self._plan is not None
+            figures = self._figures.join(self._all_gather(self._figures))
+            # A loss may overflow and leave its gradient finite (Huber's is bounded): what it says is then no direction.
+            finite = math.isfinite(norm) and math.isfinite(figures.loss)
+            objections: list[str] = []
+            if self._plan.guard.watches and "policy" in self._plan.losses.active:
+                objections = self._plan.guard.violations(figures, norm)
+                self._step_metrics.add_objections(objections)
+                self._stopped = bool(objections) and self._plan.guard.action != "skip"
+            return finite and not objections
+
+        norm = self._engine.step(allowed)
         self._step_metrics.add_gradient(norm, finite=finite)
-
-    def _snapshot(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Weights and optimizers as they are now."""
-        weights = {name: tensor.detach().clone() for name, tensor in self._vlm_module.state_dict().items()}
-        return weights, [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
-
-    def _go_back(self, snapshot: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> None:
-        weights, optimizers = snapshot
-        self._vlm_module.load_state_dict(weights)
-        for optimizer, state in zip(self._optimizers, optimizers, strict=True):
-            optimizer.load_state_dict(state)
-
-    def _set_learning_rates(self, plan: UpdatePlan) -> None:
-        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
-            critic = group["value"] and plan.value_lr is not None
-            group["lr"] = plan.value_lr if critic else plan.lr
 
     def _all_gather(self, item: Any) -> list[Any]:
         """The item of every learner, in the same order everywhere."""
@@ -354,8 +326,40 @@ class VLMTorchLearner(TorchLearner):
     def set_state(self, state: Any) -> None:
         super().set_state(state)
         if _REFERENCE in state:
-            self._reference = _frozen_copy(self._vlm_module)
+            self._reference = self._frozen_copy()
             self._reference.set_state(state[_REFERENCE])
+
+    @override(TorchLearner)
+    def _get_optimizer_state(self) -> Any:
+        return {
+            f"{DEFAULT_MODULE_ID}_{name}": {"module_id": DEFAULT_MODULE_ID, "state": convert_to_numpy(state)}
+            for name, state in self._engine.optimizer_states().items()
+        }
+
+    @override(TorchLearner)
+    def _set_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        states = {}
+        for name, saved in state.items():
+            own = saved["state"]
+            tensors = convert_to_torch_tensor(own["state"], device=self._device)
+            states[name.removeprefix(f"{DEFAULT_MODULE_ID}_")] = {**own, "state": tensors}
+        self._engine.load_optimizer_states(states)
+
+    def collect(self) -> None:
+        """Before the first learner gives its state: what lies on several learners comes to it. All must take part."""
+        self._engine.collect()
+
+    def release(self) -> None:
+        """After that."""
+        self._engine.release()
+
+    def _frozen_copy(self) -> Any:
+        """The module as it is now, which does not learn. All learners take part."""
+        module = self._vlm_module
+        reference = module.like(self._engine.whole_weights()) if module.store else copy.deepcopy(module)
+        for parameter in reference.parameters():
+            parameter.requires_grad_(False)
+        return reference
 
 
 class _Step(SampleBatch):
@@ -370,8 +374,11 @@ class _Step(SampleBatch):
         self.columns = columns
 
 
-def _frozen_copy(module: Any) -> Any:
-    reference = copy.deepcopy(module)
-    for parameter in reference.parameters():
-        parameter.requires_grad_(False)
-    return reference
+def _with_last(items: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each item, and whether it is the last; one is held while the next is made."""
+    following = iter(items)
+    for held in following:
+        for item in following:
+            yield held, False
+            held = item
+        yield held, True

@@ -38,19 +38,18 @@ def build_optimizers(
         epsilon: of AdamW.
     """
     hidden: list[Tensor] = []
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}  # (value head, decays)
+    rest: list[tuple[str, Tensor]] = []
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
-        value = name.startswith(VALUE_HEAD)
-        if kind == "muon" and parameter.ndim == 2 and not value and not any(t in name for t in _TABLES):
+        table = any(t in name for t in _TABLES)
+        if kind == "muon" and parameter.ndim == 2 and not name.startswith(VALUE_HEAD) and not table:
             hidden.append(parameter)
         else:
-            groups.setdefault((value, parameter.ndim >= 2), []).append(parameter)
-    adamw: list[dict[str, Any]] = [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0, "value": value}
-        for (value, decays), members in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
-    ]
+            rest.append((name, parameter))
+    adamw = adamw_groups(rest, weight_decay)
+    for group in adamw:
+        del group["names"]
     found: dict[str, torch.optim.Optimizer] = {}
     if adamw:
         found["adamw"] = torch.optim.AdamW(adamw, lr=lr, betas=betas, eps=epsilon)
@@ -62,3 +61,19 @@ def build_optimizers(
             adjust_lr_fn="match_rms_adamw",
         )
     return found
+
+
+def adamw_groups(parameters: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups of named parameters: `params`, their `names`, `weight_decay`, and `value` for the value head's."""
+    groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {}  # (value head, decays)
+    for name, parameter in parameters:
+        groups.setdefault((name.startswith(VALUE_HEAD), parameter.ndim >= 2), []).append((name, parameter))
+    return [
+        {
+            "params": [parameter for _, parameter in members],
+            "names": [name for name, _ in members],
+            "weight_decay": weight_decay if decays else 0.0,
+            "value": value,
+        }
+        for (value, decays), members in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]

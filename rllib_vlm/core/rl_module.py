@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.fs
@@ -22,6 +22,7 @@ from rllib_vlm import registry
 from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
 from rllib_vlm.batching.rows import NAME, NAMED, PLACE, Label, gather_predicting, scatter_to_tokens
 from rllib_vlm.core.columns import VLMColumns
+from rllib_vlm.core.optimizers import VALUE_HEAD
 from rllib_vlm.core.precision import products
 from rllib_vlm.core.scoring import OutputLayer, score_tokens
 from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
@@ -80,6 +81,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         )
         self._chunk = int(config.get("logprob_chunk", 1024))
         self._backend: GenerationBackend | None = None
+        self.store: WeightStore | None = None
         self.policy_version = 0
         self._critic = ValueHeadConfig.of(config.get("value_head"))
         if self._critic is not None and not self.inference_only:
@@ -143,13 +145,29 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self.backend.load_weights(weights, version=version)
         self.policy_version = version
 
+    def rest(self) -> None:
+        """Frees what generation holds of the GPU, until `wake`; weights may be loaded meanwhile."""
+        self.backend.sleep()
+
+    def wake(self) -> None:
+        self.backend.wake_up()
+
     def close(self) -> None:
         """Ends the backend, if one was started."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None
 
-    # Scoring (learners).
+    # Scoring (learners). An engine that keeps weights in parts has them together only in passes of its own.
+
+    @override(TorchRLModule)
+    def forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """See `_forward_train`."""
+        own = super().forward_train
+        found: dict[str, Any] = (
+            own(batch, **kwargs) if self.store is None else self.store.run(own, batch, **kwargs)
+        )
+        return found
 
     @override(TorchRLModule)
     def _forward_train(
@@ -234,6 +252,12 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             head_only: gradients reach the value head alone.
             precision: as of `_forward_train`.
         """
+        if self.store is not None:
+            found: Tensor = self.store.run(self._read_values, batch, head_only=head_only, precision=precision)
+            return found
+        return self._read_values(batch, head_only=head_only, precision=precision)
+
+    def _read_values(self, batch: dict[str, Any], *, head_only: bool, precision: str) -> Tensor:
         mask = batch["turn_ids"] >= 0
         trains = torch.is_grad_enabled() and not head_only
         with torch.set_grad_enabled(trains), products(batch["token_ids"].device, precision):
@@ -263,7 +287,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         words = batch["labels"][mask][:, label.rows]
         given = words >= 0
         if not given.any():
-            return features.new_zeros(len(features), dtype=torch.float32)
+            return features.sum(-1).float() * 0.0  # still part of the graph
         candidates = batch.get(label.words)
         if candidates is None:
             candidates = words[given].unique()
@@ -312,7 +336,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         }
         return {
             name: _portable(tensor)
-            for name, tensor in self.state_dict().items()
+            for name, tensor in self._weights().items()
             if (TRAINED if name in learns else FROZEN) in wanted
             and not (inference_only and name.startswith("value_head."))
         }
@@ -324,7 +348,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         Raises:
             ModelError: weights of the model are missing in `state`.
         """
-        found = self.load_state_dict(_tensors(state), strict=False)
+        found = self._load_weights(_tensors(state))
         missing = [name for name in found.missing_keys if not name.startswith("value_head.")]
         if missing:
             raise ModelError(
@@ -348,9 +372,10 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         marker = {"format": HF_DIRECTORY}
         where = super().save_to_path(path, state=marker, filesystem=filesystem, use_msgpack=use_msgpack)
         with tempfile.TemporaryDirectory() as folder:
-            self.family.save_pretrained(Path(folder) / HF_DIRECTORY)
-            if self.has_value_head:
-                head = {k: v.detach().cpu().contiguous() for k, v in self.value_head.state_dict().items()}
+            whole = self if self.store is None or self.store.whole else self.like(self.store.weights())
+            whole.family.save_pretrained(Path(folder) / HF_DIRECTORY)
+            if whole.has_value_head:
+                head = {k: v.detach().cpu().contiguous() for k, v in whole.value_head.state_dict().items()}
                 save_file(head, Path(folder) / VALUE_HEAD_FILE)
             pyarrow.fs.copy_files(
                 folder,
@@ -383,10 +408,47 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
                 raise ModelError(f"{root} holds no {HF_DIRECTORY}/: it is not a checkpoint of this module")
             config = {k: v for k, v in self.model_config.items() if k != "size"}
             saved = self._build_family({**config, "checkpoint": str(root / HF_DIRECTORY)})
-            self.model.load_state_dict(saved.model.state_dict())
+            weights = {f"model.{name}": tensor for name, tensor in saved.model.state_dict().items()}
             head = root / VALUE_HEAD_FILE
             if self.has_value_head and head.is_file():
-                self.value_head.load_state_dict(load_file(head))
+                weights |= {f"{VALUE_HEAD}{name}": tensor for name, tensor in load_file(head).items()}
+            self.set_state(weights)
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.state_dict() if self.store is None else self.store.weights()
+
+    def _load_weights(self, state: Mapping[str, Tensor]) -> Any:
+        return (
+            self.load_state_dict(state, strict=False)
+            if self.store is None
+            else self.store.load_weights(state)
+        )
+
+    def like(self, weights: Mapping[str, Tensor]) -> VLMRLModule:
+        """A module of the same kind in one piece, with these weights, in the same place."""
+        module = type(self)(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            model_config=self.model_config,
+            catalog_class=None,
+        )
+        module.load_state_dict(weights)
+        return module.to(next(iter(self.parameters())).device)
+
+
+class WeightStore(Protocol):
+    """An engine that keeps a module's weights in parts, or float32 copies of them."""
+
+    whole: bool  # the module's own weights are all there
+
+    def run(self, read: Callable[..., Any], batch: Any, **kwargs: Any) -> Any:
+        """`read(batch, **kwargs)` where weights are together."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """All of them, whole."""
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> Any:
+        """Like `load_state_dict(state, strict=False)`."""
 
 
 def _rows(batch: Mapping[str, Tensor]) -> TokenRows:

@@ -152,6 +152,13 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         groups = math.ceil(num_episodes / size) if num_episodes else max(1, self.num_envs // size)
         return self._play_groups([self.tasks.draw() for _ in range(groups)], greedy=explore is False)
 
+    def rest(self) -> None:
+        """Frees the GPU for who learns on it, until `wake`."""
+        self.module.rest()
+
+    def wake(self) -> None:
+        self.module.wake()
+
     # What the algorithm calls: work by the task, and what became of it.
 
     # `seed` is of what is drawn in this call. It comes from the driver, whose counters a checkpoint keeps: what a

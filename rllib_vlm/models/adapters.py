@@ -38,7 +38,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[...] values of hidden states [..., D], float32."""
-        return self.outer(nn.functional.silu(self.inner(self.norm(hidden.float())))).squeeze(-1)
+        own = hidden.to(self.outer.weight.dtype)  # not float32 where an engine keeps a float32 copy instead
+        return self.outer(nn.functional.silu(self.inner(self.norm(own)))).squeeze(-1).float()
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -75,15 +76,32 @@ def check_lora(config: Mapping[str, Any] | None) -> None:
     """Refuses a `lora` section that is no mapping of `rank`, `alpha` and `target`; None is no adapters.
 
     Raises:
-        ModelError: it is no mapping.
+        ModelError: it is no mapping, or values in it are of the wrong kind; all of them are told.
         UnknownNameError: a key there is not.
     """
     known = ("rank", "alpha", "target")
-    if config is not None and not isinstance(config, Mapping):
+    if config is None:
+        return
+    if not isinstance(config, Mapping):
         raise ModelError(f"lora is {config!r}, not a mapping of {', '.join(known)}")
-    for key in config or ():
+    for key in config:
         if key not in known:
             raise UnknownNameError("lora", key, known)
+    wrong = []
+    rank, alpha, target = config.get("rank", 1), config.get("alpha", 1), config.get("target", "q_proj")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        wrong.append(f"rank is {rank!r}; it must be a whole number of at least 1")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        wrong.append(f"alpha is {alpha!r}; it must be a number above 0")
+    names = _names(target)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        wrong.append(f"target is {target!r}; it must be a list of names of linear layers, such as q_proj")
+    if wrong:
+        raise ModelError(f"lora: {'; '.join(wrong)}")
+
+
+def _names(target: Any) -> list[Any]:
+    return [target] if isinstance(target, str) else list(target) if isinstance(target, Sequence) else []
 
 
 def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
@@ -96,7 +114,9 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         MissingExtraError: peft is not installed.
-        ModelError: no layer is called as `target` says, or a key is unknown.
+        ModelError: no layer is called as `target` says, one that is shares its weights with another, or a value is
+            of the wrong kind.
+        UnknownNameError: a key there is not.
     """
     check_lora(config)
     try:
@@ -104,9 +124,10 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     except ModuleNotFoundError as error:
         raise MissingExtraError("lora", "lora") from error
     rank = int(config.get("rank", 8))
-    target = list(config.get("target", ("q_proj", "k_proj", "v_proj", "o_proj")))
+    target = _names(config.get("target", ("q_proj", "k_proj", "v_proj", "o_proj")))
+    _refuse_tied(model, target)
     settings = peft.LoraConfig(
-        r=rank, lora_alpha=int(config.get("alpha", 2 * rank)), target_modules=target, lora_dropout=0.0
+        r=rank, lora_alpha=config.get("alpha", 2 * rank), target_modules=target, lora_dropout=0.0
     )
     try:
         return peft.inject_adapter_in_model(settings, model)
@@ -115,6 +136,30 @@ def add_lora(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
         raise ModelError(
             f"lora target {target} matches no layer; linear layers: {', '.join(layers)}"
         ) from error
+
+
+def _refuse_tied(model: nn.Module, target: Sequence[str]) -> None:
+    """Refuses layers whose matrix is another's as well.
+
+    An adapter of one of two is not in the other; merged, it would be in both, so that engines and checkpoints would
+    hold another model than the one that learns.
+
+    Raises:
+        ModelError: names both.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for names in owners.values():
+        for name in names:
+            others = [other for other in names if other != name]
+            if others and any(name == t or name.endswith(f".{t}") for t in target):
+                raise ModelError(
+                    f"lora target {name.rsplit('.', 1)[-1]!r} has the same weights as {', '.join(others)} "
+                    "(tie_word_embeddings): adapters of one of them cannot be merged without changing the other. Leave "
+                    "it out of target, or take a checkpoint with tie_word_embeddings false"
+                )
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from rllib_vlm.models.sampling import token_logprobs
 from rllib_vlm.types import Completion, Message, ParsedAction, Prompt, SamplingParams, Trajectory, Turn
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 MODEL = {"size": "tiny", "hidden_size": 64, "num_layers": 2, "seed": 3}
 
 

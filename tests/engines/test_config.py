@@ -12,7 +12,7 @@ def test_the_run_tells_its_engines_what_it_knows():
     config = tiny_config("ppo").generation(backend="vllm", engine={"num_cpus": 0.5})
     config.training(row_tokens=512).rl_module(model_config={**config.model_config, "dtype": "bfloat16"})
     config.validate()
-    settings = config.engine_settings
+    settings = config.vllm_settings
     assert (settings.max_model_len, settings.dtype, settings.num_cpus) == (512, "bfloat16", 0.5)
 
 

@@ -28,8 +28,9 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     rows = [row("undisturbed", 0.8, seed=seed) for seed in range(10)]
     rows[3] |= {"rollbacks": 1}
     rows += [row(name, 0.1, guarded=False) for name in names[1:]] + [row(names[0], 0.76, guarded=False)]
-    rows += [row(name, 0.76, rollbacks=1) for name in names[:-1]]
-    rows += [row(names[-1], 0.0, stopped="no healthy state")]
+    rows += [row(name, 0.76, rollbacks=1, seed=seed) for name in names[:-1] for seed in range(3)]
+    rows += [row(names[-1], success, seed=seed) for seed, success in enumerate((0.9, 0.9))]
+    rows += [row(names[-1], 0.0, seed=2, stopped="no healthy state")]
     found = run(written(tmp_path, rows, end='{"fault": "undist'))
     assert (found["value"], found["unit"]) == (4, "of 5 faults survived")
     details = found["details"]
@@ -37,9 +38,21 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     assert details["undisturbed: success"] == 0.8
     assert details["undisturbed runs rolled back or stopped"] == 1
     assert details["faults that harm a run without guard"] == 4
-    assert details[f"{names[0]}, guarded: rollbacks"] == 1
+    assert details[f"{names[0]}, guarded: rollbacks"] == 3
+    assert details[f"{names[-1]}, guarded: success"] == 0.6
+    assert details[f"{names[-1]}, guarded: from undisturbed runs of the same seeds"] == -0.2
     assert details[f"{names[-1]}, guarded: stopped"] == "no healthy state"
-    assert details["CPU-seconds, all runs"] == 20 * 50.0
+    assert details["CPU-seconds, all runs"] == 30 * 50.0
+
+
+def test_seeds_are_compared_with_undisturbed_runs_of_the_same_seeds(tmp_path):
+    rows = [row("undisturbed", success, seed=seed) for seed, success in enumerate((0.8, 0.5, 0.1))]
+    rows += [row("nan_gradients", 0.0, guarded=False)]
+    rows += [row("nan_gradients", success, seed=seed) for seed, success in enumerate((0.78, 0.44))]
+    found = run("nan_gradients", "undisturbed", "healthy=3", "seeds=2", written(tmp_path, rows))
+    assert (found["value"], found["unit"]) == (1, "of 1 faults survived")
+    assert found["details"]["nan_gradients, guarded: from undisturbed runs of the same seeds"] == -0.04
+    assert found["details"]["undisturbed runs"] == 3
 
 
 def test_parts_are_compared_with_an_undisturbed_run(tmp_path):
@@ -47,7 +60,7 @@ def test_parts_are_compared_with_an_undisturbed_run(tmp_path):
         tmp_path,
         [row("undisturbed", 0.8), row("nan_gradients", 0.0, guarded=False), row("nan_gradients", 0.9)],
     )
-    found = run("nan_gradients", out)
+    found = run("nan_gradients", "seeds=1", out)
     assert (found["value"], found["unit"]) == (1, "of 1 faults survived")
     assert found["details"]["undisturbed runs"] == 1
 

@@ -23,7 +23,7 @@ from rllib_vlm.backends.base import GenerationRequest, completed
 from rllib_vlm.backends.vllm.export import export_policy
 from rllib_vlm.backends.vllm.group import EngineGroup, refuse_the_dead
 from rllib_vlm.backends.vllm.messages import Answer, Ask, unexpanded
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.errors import MissingExtraError, ModelError
 from rllib_vlm.models.base import VLMFamily
 from rllib_vlm.types import Completion, SamplingParams
@@ -61,7 +61,7 @@ class VLLMBackend:
 
     Args:
         family: encodes and decodes; its weights are of no use to shared engines.
-        engine: settings of engines, the keys of `EngineSettings`.
+        engine: settings of engines, the keys of `VLLMSettings`.
         shared: the algorithm has engines and will tell which (`connect`); otherwise this backend starts its own,
             with the family's weights, when it is first asked for something.
 
@@ -76,7 +76,7 @@ class VLLMBackend:
         self, family: VLMFamily, *, engine: Mapping[str, Any] | None = None, shared: bool = False
     ) -> None:
         self.family = family
-        self.settings = EngineSettings.read(engine or {})
+        self.settings = VLLMSettings.read(engine or {})
         self.version = 0
         self._shared = shared
         self._own: EngineGroup | None = None

@@ -9,19 +9,18 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 from ray.actor import ActorHandle
 
 from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights
 from rllib_vlm.backends.vllm.model import VLLMModel
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.backends.vllm.transfer import choose_transport, device_ids
 from rllib_vlm.errors import ModelError
 
@@ -51,9 +50,7 @@ class VLLMEngine:
     Args:
         number: of this engine, from 0.
         settings: of all engines.
-        keeper: a `WeightKeeper` actor.
-        learner_devices: unique ids of the GPUs that learn; `transfer.choose_transport` compares them with this
-            engine's.
+        keeper: a `WeightKeeper` actor; where it has no weights yet, they are waited for.
 
     Raises:
         ModelError: vLLM does not start.
@@ -62,15 +59,14 @@ class VLLMEngine:
     def __init__(
         self,
         number: int,
-        settings: EngineSettings,
+        settings: VLLMSettings,
         keeper: ActorHandle,
-        learner_devices: Sequence[str] = (),
     ) -> None:
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._waiting: dict[str, _Order] = {}
         self._names: dict[str, str] = {}  # vLLM's, of the answers under way
         self._count = 0
-        self._transport = choose_transport(settings.transport, device_ids(), learner_devices)
+        self._transport = "files"
         started: Future[None] = Future()
         threading.Thread(target=self._run, args=(number, settings, keeper, started), daemon=True).start()
         started.result()
@@ -114,9 +110,11 @@ class VLLMEngine:
 
     # The engine's own thread.
 
-    def _run(self, number: int, settings: EngineSettings, keeper: ActorHandle, started: Future[None]) -> None:
+    def _run(self, number: int, settings: VLLMSettings, keeper: ActorHandle, started: Future[None]) -> None:
         try:
-            weights = ray.get(keeper.start.remote(number))
+            # Not `ray.get`: see `PolicyWeights.fetched`.
+            weights, learner_devices = keeper.start.remote(number).future().result()
+            self._transport = choose_transport(settings.transport, device_ids(), learner_devices)
             model = VLLMModel(settings, weights, _folder(), self._transport)
             del weights  # or the object store would keep them as long as this engine lives
         except BaseException as error:  # noqa: BLE001  (the constructor waits for it)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rllib_vlm.backends.vllm.keeper import WeightKeeper
 from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.errors import ModelError
 
 _SITE = Path(__file__).with_name("site")
@@ -27,29 +29,60 @@ class EngineGroup:
 
     Args:
         settings: of the engines.
-        learner_devices: see `VLLMEngine`.
+
+    Attributes:
+        engines: once they are placed.
+        learner_devices: unique ids of the GPUs that learn; engines that start compare them with their own
+            (`transfer.choose_transport`).
+        transport: that all engines take.
     """
 
-    def __init__(self, settings: EngineSettings, learner_devices: Sequence[str] = ()) -> None:
+    def __init__(self, settings: VLLMSettings) -> None:
         self.settings = settings
         self.engines: tuple[ActorHandle, ...] = ()
-        self.transport = "files"  # that all of them take
-        self._devices = tuple(learner_devices)
+        self.learner_devices: tuple[str, ...] = ()
+        self.transport = "files"
         self._keeper: ActorHandle | None = None
+        self._up = False  # all of them have had weights
+
+    def place(self, first_bundle: int | None = None) -> None:
+        """Starts the engines' processes, which have their resources when this returns, and wait for weights.
+
+        Args:
+            first_bundle: of this process's placement group, if it is in one: the first engine's, the others' follow.
+                None leaves to Ray where they go.
+
+        Raises:
+            ModelError: an engine does not start.
+        """
+        self._keeper = keeper = ray.remote(num_cpus=0)(WeightKeeper).remote()
+        count = self.settings.count
+        self.engines = tuple(self._make(number, first_bundle) for number in range(count))
+        placed = keeper.placed.remote(count)
+        # These come once an engine has weights, or at once if it dies.
+        up = [engine.transport.remote() for engine in self.engines]
+        ready, _ = ray.wait([placed, *up], timeout=self.settings.start_deadline_s)
+        if not ready:
+            raise self._too_late()
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            refuse_the_dead(error, 0.0)
 
     def keep(self, weights: PolicyWeights) -> None:
-        """Engines that start from now on have these weights; the first call starts them.
+        """Engines that start from now on have these weights; the first call waits until all are up.
 
         Raises:
             ModelError: an engine does not start.
         """
         if self._keeper is None:
-            self._keeper = ray.remote(num_cpus=0)(WeightKeeper).remote()
-        ray.get(self._keeper.put.remote(weights))
-        if not self.engines:
-            self.engines = tuple(self._make(number) for number in range(self.settings.count))
+            self.place()
+        assert self._keeper is not None
+        ray.get(self._keeper.put.remote(weights, self.learner_devices))
+        if not self._up:
             found = set(self._each(lambda engine: engine.transport.remote()))
             self.transport = found.pop() if len(found) == 1 else "files"
+            self._up = True
 
     def load(self, weights: PolicyWeights) -> None:
         """All engines have these weights when this returns, and those that die will have them again.
@@ -57,9 +90,9 @@ class EngineGroup:
         Raises:
             ModelError: an engine does not start.
         """
-        started = bool(self.engines)
+        were_up = self._up
         self.keep(weights)
-        if started:
+        if were_up:
             self._each(lambda engine: engine.load.remote(weights))
 
     def ask_each(self, ask: Ask) -> list[Answer]:
@@ -76,7 +109,7 @@ class EngineGroup:
         for actor in (*self.engines, self._keeper):
             if actor is not None:
                 ray.kill(actor)
-        self.engines, self._keeper = (), None
+        self.engines, self._keeper, self._up = (), None, False
 
     def _each(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> list[Any]:
         """Outcomes of a call of every engine, all at once; an engine that dies is called again when it is up again."""
@@ -91,20 +124,30 @@ class EngineGroup:
             try:
                 return ray.get(ref, timeout=max(1.0, deadline - time.monotonic()))
             except GetTimeoutError as error:
-                raise ModelError(
-                    f"an engine was not up after {self.settings.start_deadline_s:g} s (start_deadline_s); where the "
-                    f"cluster lacks what each of them asks for ({self.settings.num_cpus:g} CPUs, "
-                    f"{self.settings.gpus_per_engine:g} GPUs), Ray waits for it"
-                ) from error
+                raise self._too_late() from error
             except RayActorError as error:
                 refuse_the_dead(error, deadline)
                 time.sleep(_PAUSE_S)
                 ref = call(engine)
 
-    def _make(self, number: int) -> ActorHandle:
+    def _too_late(self) -> ModelError:
+        settings = self.settings
+        return ModelError(
+            f"an engine was not up after {settings.start_deadline_s:g} s (start_deadline_s); where the cluster lacks "
+            f"what each of them asks for ({settings.num_cpus:g} CPUs, {settings.gpus_per_engine:g} GPUs), Ray waits "
+            "for it"
+        )
+
+    def _make(self, number: int, first_bundle: int | None) -> ActorHandle:
         from rllib_vlm.backends.vllm.engine import VLLMEngine
 
         settings = self.settings
+        where: dict[str, Any] = {}
+        reserved = get_current_placement_group()
+        if reserved is not None and first_bundle is not None:
+            where["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                placement_group=reserved, placement_group_bundle_index=first_bundle + number
+            )
         return (
             ray.remote(VLLMEngine)
             .options(
@@ -114,8 +157,9 @@ class EngineGroup:
                 max_task_retries=0,  # whoever asked asks again, and counts it
                 max_concurrency=_CALLS,
                 runtime_env={"env_vars": _environment(settings)},
+                **where,
             )
-            .remote(number, settings, self._keeper, self._devices)
+            .remote(number, settings, self._keeper)
         )
 
 
@@ -132,7 +176,7 @@ def refuse_the_dead(error: RayActorError, deadline: float) -> None:
         raise ModelError(f"an engine does not start: {told[-1].split('ModelError: ')[-1]}") from error
 
 
-def _environment(settings: EngineSettings) -> dict[str, str]:
+def _environment(settings: VLLMSettings) -> dict[str, str]:
     """Of an engine's process; what the user set stays."""
     own = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the actor is a process of its own already

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,6 +21,15 @@ class PolicyWeights:
     files: Mapping[str, bytes]  # of the directory, by name: configuration, tokenizer, image processor
     tensors: ray.ObjectRef  # {name: array or tensor}, as in the state of transformers' model; each once
     ties: Mapping[str, str]  # names that are not in `tensors`, and those of the tensors they share
+
+    def fetched(self) -> Mapping[str, Any]:
+        """What `tensors` stands for.
+
+        Engines call this in a thread of their own. `ray.get` would do no harm there, but asks only whether the actor
+        has an event loop, and warns that it blocks it.
+        """
+        found: Mapping[str, Any] = self.tensors.future().result()
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

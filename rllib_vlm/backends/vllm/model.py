@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import ray
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rllib_vlm.backends.vllm.messages import Answer, Ask, PolicyWeights
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.errors import ModelError
 from rllib_vlm.files import new_folder
 from rllib_vlm.models.hf_directory import WEIGHTS
@@ -44,7 +43,7 @@ class VLLMModel:
     """
 
     def __init__(
-        self, settings: EngineSettings, weights: PolicyWeights, folder: Path, transport: str = "files"
+        self, settings: VLLMSettings, weights: PolicyWeights, folder: Path, transport: str = "files"
     ) -> None:
         self._folder = folder
         self._write(weights)
@@ -115,7 +114,7 @@ class VLLMModel:
 
     def _write(self, weights: PolicyWeights) -> None:
         """The whole directory anew: vLLM takes the one it last loaded from for the model's, processors included."""
-        tensors = {name: _tensor(value) for name, value in ray.get(weights.tensors).items()}
+        tensors = {name: _tensor(value) for name, value in weights.fetched().items()}
         with new_folder(self._model) as folder:
             for name, content in weights.files.items():
                 (folder / name).write_bytes(content)
@@ -129,7 +128,7 @@ class VLLMModel:
         """The file is read, and shared memory is memory."""
         (self._model / WEIGHTS).unlink(missing_ok=True)
 
-    def _arguments(self, settings: EngineSettings, banned: list[int], transport: str) -> Any:
+    def _arguments(self, settings: VLLMSettings, banned: list[int], transport: str) -> Any:
         on_gpu = torch.cuda.is_available()
         cache = settings.kv_cache_mib or (None if on_gpu else _CPU_CACHE_MIB)
         values: dict[str, Any] = {
@@ -147,6 +146,10 @@ class VLLMModel:
             "disable_log_stats": True,
             "seed": 0,
         }
+        if settings.tensor_parallel > 1:
+            # Within a placement group vLLM would start Ray actors of its own, for which nothing is reserved: the
+            # GPUs are this actor's.
+            values["distributed_executor_backend"] = "mp"
         if cache is not None:
             values["kv_cache_memory_bytes"] = int(cache * 2**20)
         if settings.block_size or not on_gpu:

@@ -18,7 +18,7 @@ _PROBE_GAPS = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class VLLMSettings:
     """How many engines there are, what each may take of a machine, and how weights reach them."""
 
     count: int = 1
@@ -38,7 +38,7 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of vLLM's `EngineArgs`
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> EngineSettings:
+    def read(cls, values: Mapping[str, Any]) -> VLLMSettings:
         """From plain values.
 
         Raises:
@@ -66,13 +66,18 @@ class EngineSettings:
         any_at_all = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
         return float(self.tensor_parallel) if any_at_all else 0.0
 
+    def bundles(self) -> list[dict[str, float]]:
+        """What each engine asks Ray for."""
+        one = {"CPU": float(self.num_cpus), "GPU": self.gpus_per_engine}
+        return [{kind: amount for kind, amount in one.items() if amount} for _ in range(self.count)]
+
     def _problems(self) -> list[str]:
         errors = []
         for name in ("count", "torch_threads", "tensor_parallel", "max_model_len", "max_num_seqs"):
             if not _is_number(value := getattr(self, name), whole=True) or value < 1:
                 errors.append(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if not _is_number(self.num_cpus) or self.num_cpus < 0:
-            errors.append(f"num_cpus is {self.num_cpus!r}; it must be a number of at least 0")
+        if not _is_number(self.num_cpus) or self.num_cpus <= 0:
+            errors.append(f"num_cpus is {self.num_cpus!r}; it must be a number above 0")
         for name in ("num_gpus", "max_probe_gap"):
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or value < 0):

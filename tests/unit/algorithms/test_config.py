@@ -65,6 +65,33 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.simulation(curriculum={"start": 0.1}), "threshold"),
         (lambda c: c.simulation(curriculum={"updates": 3, "stpe": 1}), "step"),
         (lambda c: c.training(grad_clip_by="value"), "global_norm"),
+        (lambda c: c.learners(engine="deepsped"), "Did you mean 'deepspeed'"),
+        (
+            lambda c: c.learners(engine="deepspeed", zero_stage=4),
+            "zero_stage is 4; it must be a whole number",
+        ),
+        (lambda c: c.learners(engine="deepspeed", offload_optimizer="nvme"), "Known: none, cpu"),
+        (
+            lambda c: c.learners(engine="deepspeed", zero_stage=0, offload_optimizer="cpu"),
+            "nothing to offload",
+        ),
+        (lambda c: c.learners(offload_optimizer="cpu"), "only DeepSpeed offloads"),
+        (lambda c: c.learners(engine_options={"dump_state": True}), "the plain engine has none"),
+        (lambda c: c.learners(engine="deepspeed").training(optimizer_type="muon"), "whole matrices"),
+        (
+            lambda c: c.learners(engine="deepspeed", engine_options={"gradient_clipping": 1.0}),
+            "set by training.grad_clip",
+        ),
+        (
+            lambda c: c.learners(engine="deepspeed", engine_options={"zero_optimization": {"stage": 3}}),
+            "set by learners.zero_stage",
+        ),
+        (
+            lambda c: c.learners(engine="deepspeed").rl_module(
+                model_config={"size": "tiny", "dtype": "float16"}
+            ),
+            "one of float32, bfloat16",
+        ),
         (lambda c: c.rl_module(model_config={"size": "tiny", "value_head": {"per": "x"}}), "per is 'x'"),
         (lambda c: c.rl_module(model_config={"sise": "tiny"}), "no 'sise'. Did you mean 'size'"),
         (

@@ -11,7 +11,7 @@ import pytest
 from rllib_vlm import registry
 from rllib_vlm.backends.vllm.export import own_weights
 from rllib_vlm.backends.vllm.messages import unexpanded
-from rllib_vlm.backends.vllm.settings import EngineSettings
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.backends.vllm.transfer import choose_transport
 from rllib_vlm.errors import ConfigErrors, MissingExtraError
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
@@ -20,7 +20,7 @@ from rllib_vlm.types import Message
 
 def test_every_mistake_is_told_at_once():
     with pytest.raises(ConfigErrors) as caught:
-        EngineSettings.read(
+        VLLMSettings.read(
             {"coutn": 2, "num_cpus": -1, "dtype": "float23", "count": 0, "gpu_memory_share": 1.5}
         )
     told = "\n".join(caught.value.errors)
@@ -32,8 +32,8 @@ def test_every_mistake_is_told_at_once():
 
 @pytest.mark.parametrize(("dtype", "gap"), [("float32", 1e-3), ("bfloat16", 0.5)])
 def test_the_probe_allows_what_rounding_explains(dtype: str, gap: float):
-    assert EngineSettings.read({"dtype": dtype}).probe_gap == gap
-    assert EngineSettings.read({"dtype": dtype, "max_probe_gap": 0.125}).probe_gap == 0.125
+    assert VLLMSettings.read({"dtype": dtype}).probe_gap == gap
+    assert VLLMSettings.read({"dtype": dtype, "max_probe_gap": 0.125}).probe_gap == 0.125
 
 
 @pytest.fixture(scope="module")

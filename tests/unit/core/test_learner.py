@@ -29,7 +29,7 @@ from rllib_vlm.types import Detection, TokenCredit
 def prepare(observation="vision", history="current", episodes=5, model=None, **training):
     """A configuration, a built learner and episodes of a policy with the learner's weights."""
     config = tiny_config("ppo", observation=observation).rl_module(model_config={**MODEL, **(model or {})})
-    config.prompting(history=history).training(grad_clip=None, **training)
+    config.prompting(history=history).training(**{"grad_clip": None, **training})
     runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
     spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces(), inference_only=False)
     learner = VLMTorchLearner(config=config, module_spec=spec)
@@ -162,8 +162,7 @@ def test_the_ratio_is_1_under_temperature_and_nucleus_sampling():
 
 
 def test_gradient_clipping_really_clips():
-    config, learner, module, episodes = prepare("text")
-    learner.config.grad_clip = 1e-3
+    config, learner, module, episodes = prepare("text", grad_clip=1e-3)
     learner.update(episodes=episodes, plan=plan_of(config), timesteps={})
     norm = torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)

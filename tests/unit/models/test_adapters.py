@@ -17,11 +17,18 @@ from rllib_vlm.models.adapters import (
     without_lora,
 )
 from rllib_vlm.models.base import TokenRows
+from rllib_vlm.models.mllama import Mllama
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.types import Prompt, SamplingParams
-from tests.unit.models.conftest import make_prompt
+from tests.unit.models.conftest import make_hot, make_prompt
+from tests.unit.models.test_qwen2_5_vl import to_rows
 
 SMALL = {"size": "tiny", "hidden_size": 64, "num_layers": 2, "vision_depth": 1}
+SMALL_MLLAMA = {"size": "tiny", "hidden_size": 64, "num_layers": 4, "vision_depth": 2, "vision_hidden": 32}
+
+
+def one_row(prompt: Prompt) -> TokenRows:
+    return to_rows([[(prompt, np.zeros(0, np.int64))]], 0)
 
 
 def test_value_head_starts_near_zero_and_learns() -> None:
@@ -113,7 +120,6 @@ def test_merged_weights_are_those_of_the_merged_model() -> None:
     changed = {name for name, tensor in found.items() if not torch.equal(tensor, plain[name])}
     assert len(changed) == 2 * 2 + 1  # q_proj and down_proj of two layers, down_proj of the tower's one
     assert family.output_weight is family.model.lm_head.weight
-    assert Qwen25VL.build({**SMALL, "lora": {"target": ["lm_head"]}}).output_weight is None
 
 
 def test_lora_trains_little_and_is_merged_when_saved(tmp_path: Path) -> None:
@@ -139,6 +145,69 @@ def test_lora_trains_little_and_is_merged_when_saved(tmp_path: Path) -> None:
         assert ids.tolist() == saved_ids.tolist()
         assert abs(logprobs - saved_logprobs).max() < 1e-4
     assert without_lora(plain.model) is plain.model
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_layers_that_share_their_weights_take_no_adapters(target: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?s)'{target}' has the same weights as .*tie_word_embeddings"):
+        Qwen25VL.build({**SMALL, "lora": {"target": ["q_proj", target]}})
+
+
+def test_an_output_layer_of_its_own_may_have_adapters() -> None:
+    family = Mllama.build({**SMALL_MLLAMA, "lora": {"rank": 2, "target": ["lm_head"]}})
+    assert family.output_weight is None  # more than one matrix
+    prompt = make_prompt(family, 1)
+    hidden = family.hidden(one_row(prompt))
+    torch.nn.init.normal_(family.model.lm_head.lora_B["default"].weight)
+    plain = without_lora(family.model)
+    torch.testing.assert_close(plain.lm_head(hidden), family.model.lm_head(hidden))
+    torch.testing.assert_close(merged_state(family.model)["lm_head.weight"], plain.lm_head.weight)
+
+
+@pytest.mark.parametrize("build", [Qwen25VL.build, Mllama.build])
+def test_adapters_learn_alike_whatever_is_kept_and_towers_without_any_have_no_graph(build) -> None:
+    small = SMALL if build == Qwen25VL.build else SMALL_MLLAMA
+    found: list[dict[str, torch.Tensor]] = []
+    for checkpointing in (False, True):
+        lora = {"rank": 2, "target": ["self_attn.q_proj", "cross_attn.q_proj"]}
+        torch.manual_seed(0)
+        family = make_hot(build({**small, "lora": lora, "gradient_checkpointing": checkpointing}))
+        tower = getattr(family.model.model, "visual", None) or family.model.model.vision_model
+        seen: list[bool] = []
+        for module in tower.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out.requires_grad))
+        family.hidden(one_row(make_prompt(family, 2))).pow(2).sum().backward()
+        found.append({n: p.grad for n, p in family.model.named_parameters() if p.grad is not None})
+        adapted_tower = any("lora" in name for name, _ in tower.named_modules())
+        assert seen and any(seen) == adapted_tower
+    plain, again = found
+    assert plain.keys() == again.keys() and plain
+    assert all(".lora_" in name for name in plain)
+    for name, gradient in plain.items():
+        scale = float(gradient.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(gradient, again[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"rank": 0}, "rank is 0; it must be a whole number of at least 1"),
+        ({"rank": 2.5, "alpha": -1}, "rank is 2.5; .*alpha is -1; it must be a number above 0"),
+        ({"target": []}, r"target is \[\]; it must be a list of names"),
+        ({"target": 3}, "target is 3"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_told_before_a_model_is_loaded(lora, said) -> None:
+    with pytest.raises(ModelError, match=f"lora: {said}"):
+        Qwen25VL.check_config({**SMALL, "lora": lora})
+
+
+def test_one_name_is_a_target_too() -> None:
+    model = nn.ModuleDict({"q_proj": nn.Linear(4, 4), "v_proj": nn.Linear(4, 4)})
+    add_lora(model, {"target": "q_proj"})
+    assert hasattr(model["q_proj"], "base_layer") and not hasattr(model["v_proj"], "base_layer")
 
 
 def test_lora_says_what_it_does_not_know() -> None:

@@ -1,0 +1,290 @@
+"""DeepSpeed learns what plain torch learns: every ZeRO stage, any number of learners, and across a resumption."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from killable import WORKERS, Run, results
+from safetensors.torch import load_file
+from tiny import tiny_config
+from transformers import Qwen2_5_VLForConditionalGeneration
+from updates import Updates, weights
+
+from rllib_vlm.core.step_guard import StepGuard
+
+pytest.importorskip("deepspeed", reason="pip install 'rllib_vlm[deepspeed]'")
+
+# The smallest weights are in parts, too, which DeepSpeed would keep whole.
+EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+@pytest.fixture(scope="module")
+def text() -> Updates:
+    return Updates(grad_clip=0.5)
+
+
+@pytest.fixture(scope="module")
+def vision() -> Updates:
+    return Updates(observation="vision", grad_clip=0.5)
+
+
+@pytest.fixture(scope="module")
+def plain(text: Updates) -> list[dict[str, float]]:
+    """Twenty updates by the plain engine, alone."""
+    return text.curve(text.group(), range(20))
+
+
+def settings(name: str) -> dict:
+    """ "2", "3 offloaded"..."""
+    stage = int(name[0])
+    return {
+        "engine": "deepspeed",
+        "zero_stage": stage,
+        "offload_optimizer": "cpu" if "offloaded" in name else "none",
+        "engine_options": EVERYTHING if stage == 3 else {},
+    }
+
+
+def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    for update, (own, other) in enumerate(zip(found, expected, strict=True)):
+        assert own.keys() == other.keys()
+        for name, value in other.items():
+            # A loss near 0 is a difference of larger numbers, of the size of what it is the mean of.
+            assert own[name] == pytest.approx(value, rel=1e-3, abs=1e-5), f"{name} of update {update}"
+
+
+def test_twenty_updates_have_the_losses_of_the_plain_engine(text, plain):
+    assert max(c["grad_norm"] for c in plain) > 0.5, "so that gradients are clipped"
+    assert plain[1]["imitation_loss"] < plain[0]["imitation_loss"]
+    group = text.group(**settings("2"))
+    assert_same_curve(text.curve(group, range(20)), plain)
+
+
+@pytest.mark.parametrize("name", ["0", "1", "1 offloaded", "2 offloaded", "3", "3 offloaded"])
+def test_every_stage_learns_the_same(name, vision):
+    reference, group = vision.group(), vision.group(**settings(name))
+    start = weights(group)
+    for own, other in zip(start.values(), weights(reference).values(), strict=True):
+        np.testing.assert_array_equal(own, other)
+    assert_same_curve(vision.curve(group, range(6)), vision.curve(reference, range(6)))
+    after = weights(group)
+    assert max(np.abs(after[k] - start[k]).max() for k in after) > 1e-3
+    for weight, value in weights(reference).items():
+        np.testing.assert_allclose(after[weight], value, atol=2e-4, err_msg=weight)
+
+
+@pytest.mark.parametrize("name", ["1", "2", "3", "2 offloaded"])
+def test_weights_in_bfloat16_keep_float32_copies(name, text):
+    reference = text.group()
+    group = text.group(model={"dtype": "bfloat16"}, **settings(name))
+    found, expected = text.curve(group, range(6)), text.curve(reference, range(6))
+    for own, other in zip(found[:2], expected[:2], strict=True):
+        assert own["imitation_loss"] == pytest.approx(other["imitation_loss"], rel=0.05)
+    masters = group.get_state()["learner"]["optimizer"]["default_policy_adamw"]["state"]["state"]
+    after = weights_of(group)
+    assert {str(v.dtype) for k, v in after.items() if k.startswith("model.")} == {"torch.bfloat16"}
+    copies = [state["master"] for state in masters.values()]
+    assert all(str(copy.dtype) == "float32" for copy in copies)
+    # Steps far smaller than bfloat16 can tell add up in the copies.
+    before = weights_of(group)
+    text.curve(group, range(2, 6), lr=1e-7, value_lr=1e-7)
+    again = group.get_state()["learner"]["optimizer"]["default_policy_adamw"]["state"]["state"]
+    assert any(not np.array_equal(again[i]["master"], masters[i]["master"]) for i in masters)
+    same = [torch.equal(weights_of(group)[k], before[k]) for k in before if k.startswith("model.")]
+    assert sum(same) > len(same) / 2
+
+
+def weights_of(group) -> dict[str, torch.Tensor]:
+    found = group.get_weights()["default_policy"]
+    return {
+        k: torch.as_tensor(np.array(v)) if isinstance(v, np.ndarray) else v.clone() for k, v in found.items()
+    }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", ["2", "3"])
+def test_two_learners_equal_one(name, vision):
+    one, two = vision.group(), vision.group(num_learners=2, **settings(name))
+    try:
+        start = vision.curve(one, range(4))
+        assert_same_curve(vision.curve(two, range(4)), start)
+        after = weights(two)
+        for weight, value in weights(one).items():
+            np.testing.assert_allclose(after[weight], value, atol=2e-4, err_msg=weight)
+    finally:
+        two.shutdown()
+
+
+def test_clipping_clips(text):
+    """Decay apart, AdamW's step does not see a gradient's size; its moments do."""
+    moments = {}
+    for bound in (None, 0.01):
+        own = Updates(grad_clip=bound)
+        own.episodes, own.spaces = text.episodes, text.spaces
+        for name in ("0", "2", "3"):
+            group = own.group(**settings(name))
+            (reported,) = own.curve(group, range(1), minibatch_size=None)
+            state = group.get_state()["learner"]["optimizer"]["default_policy_adamw"]["state"]["state"]
+            squares = sum(float(np.square(s["exp_avg"] / 0.1).sum()) for s in state.values())
+            moments[bound, name] = (reported["grad_norm"], math.sqrt(squares))
+    for name in ("0", "2", "3"):
+        norm, learnt = moments[None, name]
+        assert norm > 1.0 and learnt == pytest.approx(norm, rel=1e-3)
+        clipped_norm, clipped = moments[0.01, name]
+        assert clipped_norm == pytest.approx(norm, rel=1e-3), "what is reported is the norm before clipping"
+        assert clipped == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["0", "2", "2 offloaded", "3"])
+def test_a_step_that_is_refused_leaves_everything_as_it_was(name, text):
+    group = text.group(**settings(name))
+    text.curve(group, range(3))
+    before, state = weights(group), moments_of(group)
+    reported = text.learn(group, text.plan(4, guard=StepGuard(max_grad_norm=1e-6, action="skip")))
+    assert reported["num_guarded_steps"] == reported["num_optimizer_steps"] > 0
+    text.learn(group, text.plan(4, guard=StepGuard(max_kl=1e-5, action="abandon"), lr=0.1))
+    reported = text.learn(group, broken_plan(text))
+    assert reported["num_skipped_steps"] == reported["num_optimizer_steps"] > 0
+    for weight, value in weights(group).items():
+        np.testing.assert_array_equal(value, before[weight], err_msg=weight)
+    for own, other in zip(moments_of(group), state, strict=True):
+        np.testing.assert_array_equal(own, other)
+    # And what was refused does not come back with the next step.
+    other = text.group(**settings(name))
+    text.curve(other, range(3))
+    assert_same_curve(text.curve(group, range(5, 7)), text.curve(other, range(5, 7)))
+
+
+def broken_plan(updates: Updates):
+    """Whose loss is not finite: a coefficient beyond float32."""
+    plan = updates.plan(4)
+    return replace(plan, losses=replace(plan.losses, coefficients={"policy": 1e39, "value": 1e39}))
+
+
+def moments_of(group) -> list[np.ndarray]:
+    state = group.get_state()["learner"]["optimizer"]["default_policy_adamw"]["state"]["state"]
+    return [
+        np.array(state[i][k], copy=True) for i in sorted(state) for k in ("exp_avg", "exp_avg_sq", "step")
+    ]
+
+
+# Runs: checkpoints, export, the command line.
+
+
+def configuration(name: str | None, learners: int):
+    """A short run of PPO with a KL to the policy that it began with, in one process for the sampling."""
+    config = (
+        tiny_config("ppo", observation="vision")
+        .training(lr_schedule="linear", total_updates=6, kl_coeff=0.05, minibatch_size=12)
+        .warm_start(updates=1, lr=5e-3)
+        .debugging(seed=3)
+        .learners(num_learners=learners, num_cpus_per_learner=0.25)
+    )
+    return config.learners(**settings(name)) if name else config
+
+
+def train(config, iterations: int, restore: Path | None = None, save: Path | None = None):
+    """What each iteration reports, and the weights at the end."""
+    algorithm = config.build_algo()
+    try:
+        if restore is not None:
+            algorithm.restore_from_path(str(restore))
+        reports = [algorithm.train()["learners"]["default_policy"] for _ in range(iterations)]
+        names = ("policy_loss", "value_loss", "kl_to_reference", "grad_norm", "lr")
+        curve = [{k: float(r[k]) for k in names if k in r and np.isfinite(float(r[k]))} for r in reports]
+        if save is not None:
+            algorithm.save_to_path(str(save))
+        return curve, weights(algorithm.learner_group)
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_path: Path):
+    whole, end = train(configuration(None, 0), 5)
+    two, _ = train(configuration("2", 2), 2, save=tmp_path / "a")
+    one, _ = train(configuration("3", 0), 1, restore=tmp_path / "a", save=tmp_path / "b")
+    again, _ = train(configuration("3", 2), 1, restore=tmp_path / "b", save=tmp_path / "c")
+    last, same_end = train(configuration(None, 0), 1, restore=tmp_path / "c")
+    assert_same_curve([*two, *one, *again, *last], whole)
+    for weight, value in end.items():
+        np.testing.assert_allclose(same_end[weight], value, atol=1e-3, err_msg=weight)
+    folder = tmp_path / "c" / "learner_group" / "learner" / "rl_module" / "default_policy"
+    opened = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "hf")
+    assert sum(p.numel() for p in opened.parameters()) > 10_000
+    assert load_file(folder / "value_head.safetensors").keys()
+    assert not list((tmp_path / "c").rglob("*.pt")), "nothing of DeepSpeed's own, which is pickled"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_state_in_parts_is_not_given_out_as_if_it_were_whole(text):
+    group = text.group(num_learners=2, **settings("2"))
+    try:
+        text.curve(group, range(1))
+        with pytest.raises(Exception, match="lies in parts"):
+            group.get_state()
+    finally:
+        group.shutdown()
+
+
+RUN = """
+zero:
+  run: VLMPPO
+  env: frozen_lake
+  checkpoint_config: {checkpoint_frequency: 1, num_to_keep: 2, checkpoint_at_end: true}
+  stop: {training_iteration: 1000}
+  max_failures: -1
+  config:
+    environment: {env_config: {observation: text, size: 3, max_steps: 4}}
+    env_runners: {num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}
+    learners: {num_learners: 2, num_cpus_per_learner: 0.25, torch_threads: 1, engine: deepspeed, zero_stage: 2}
+    simulation: {max_turns: 4}
+    prompting: {template: bare, observation: text, invalid_penalty: 0.1}
+    generation: {max_new_tokens: 5}
+    rl_module:
+      model_config: {size: tiny, hidden_size: 32, num_layers: 1, vision_hidden: 32, vision_depth: 1,
+                      vocab_size: 768, tokenizer_words: [left, right, up, down]}
+    warm_start: {updates: 0}
+    training: {lr: 1.0e-3, groups_per_update: 8, total_updates: 4}
+    evaluation: {evaluation_duration: 4, evaluation_at: [final]}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_survives_the_death_of_a_learner(tmp_path: Path):
+
+    (tmp_path / "x.yaml").write_text(RUN)
+    process = Run(tmp_path, "--name", "run")
+    process.get_further()
+    process.lose(WORKERS["learner"])
+    out = process.end()
+    assert process.process.returncode == 0, out
+    assert sorted(results(tmp_path / "run")) == [1, 2, 3, 4]
+
+
+@pytest.mark.timeout(600)
+def test_the_example_runs_and_compiles_nothing(tmp_path: Path):
+    """Two iterations of `rllib train file`, with no compiler to be found."""
+    rllib = Path(sys.executable).with_name("rllib")
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "CC": "/nowhere/cc", "CXX": "/nowhere/c++",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [rllib, "train", "file", "frozen_lake_deepspeed", "--stop", "training_iteration=2", "--storage", tmp_path,
+         "--name", "run"],
+        capture_output=True, text=True, env=environment, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (next((tmp_path / "run").glob("*/result.json"))).read_text().splitlines()
+    assert len(lines) == 2
+    assert not list((tmp_path / "extensions").glob("**/*.so"))
