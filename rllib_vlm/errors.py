@@ -67,6 +67,10 @@ class ModelError(RLlibVLMError, RuntimeError):
     """A model directory, tokenizer or checkpoint cannot be used as asked."""
 
 
+class LostTurnError(ModelError):
+    """An engine died each time it was asked for this turn. It costs an episode, not the run."""
+
+
 class CheckpointError(RLlibVLMError, RuntimeError):
     """A checkpoint is torn, cut, changed or of something else."""
 

@@ -19,6 +19,7 @@ Shares and means are over the episodes (or turns) of one call, merged over runne
 | `num_simulator_crashes`, `num_simulator_timeouts`, `num_replaced_groups` | counts                |
 | `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend computed, and had already    |
 | `num_retried_turns`         | turns asked again because their engine died (backend `vllm`)     |
+| `num_lost_turns`            | turns that cost their episode because engines died with them again and again |
 | `sim/<name>`                | the simulator's own metrics, means                               |
 """
 
@@ -58,6 +59,7 @@ def log_rollout(
     sums: dict[str, float] = {
         "num_simulator_crashes": counts.crashes,
         "num_simulator_timeouts": counts.timeouts,
+        "num_lost_turns": counts.lost_turns,
         "num_replaced_groups": queue.num_replaced,
         "num_generated_tokens": counts.generated_tokens,
         **counts.backend,

