@@ -33,17 +33,29 @@ BACKENDS = [
 ]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
+def make(name: str, request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
     try:
-        make = registry.resolve("backends", request.param)
+        kind = registry.resolve("backends", name)
     except MissingExtraError as error:
         pytest.skip(str(error))
-    if request.param in ACTORS:
+    if name in ACTORS:
         request.getfixturevalue("ray_cluster")
-    backend = make(family, *ARGUMENTS.get(request.param, ()))
+    return kind(family, *ARGUMENTS.get(name, ()))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def shared_backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
+    """One for all tests of it but the last: an engine takes long to start."""
+    backend = make(request.param, request, family)
     yield backend
     backend.close()
+
+
+@pytest.fixture
+def backend(shared_backend: Any, family: Qwen25VL) -> Any:
+    """With the weights of version 0, whatever the test before loaded."""
+    shared_backend.load_weights(family.model.state_dict(), version=0)
+    return shared_backend
 
 
 def ask(family: Qwen25VL, text: str, images: int = 0) -> GenerationRequest:
@@ -114,7 +126,9 @@ def test_polling_with_nothing_to_do_returns(backend: GenerationBackend) -> None:
     backend.poll(timeout_s=0.1)
 
 
-def test_a_closed_backend_takes_no_more(backend: GenerationBackend, family: Qwen25VL) -> None:
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_closed_backend_takes_no_more(name: str, request: pytest.FixtureRequest, family: Qwen25VL) -> None:
+    backend = make(name, request, family)
     backend.close()
     with pytest.raises(RLlibVLMError, match="closed"):
         backend.submit(ask(family, "go"))

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,11 +22,25 @@ from tiny import MODEL, tiny_config
 from rllib_vlm.errors import ModelError
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
-ENGINE = {"num_cpus": 0.5, "max_model_len": 512}
 
 
-def config(**engine):
-    return tiny_config("ppo", observation="vision").generation(backend="vllm", engine={**ENGINE, **engine})
+EPISODES = 24
+
+
+@pytest.fixture(scope="module")
+def algorithm(ray_cluster: None) -> Iterator[Any]:
+    """One for all tests here, since engines take long to start: two engines, two runners, adapters."""
+    pytest.importorskip("peft")
+    algorithm = (
+        tiny_config("ppo", observation="vision")
+        .generation(backend="vllm", engine={"count": 2, "num_cpus": 0.5, "max_model_len": 512})
+        .rl_module(model_config={**MODEL, "lora": {"rank": 2, "target": ["q_proj"]}})
+        .env_runners(num_env_runners=2, num_cpus_per_env_runner=0.25)
+        .training(groups_per_update=EPISODES)
+        .build_algo()
+    )
+    yield algorithm
+    algorithm.stop()
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -35,85 +52,60 @@ def engine_processes() -> list[psutil.Process]:
     ]
 
 
-def test_engines_have_the_learners_weights_after_every_update():
-    algorithm = config(count=2).env_runners(num_env_runners=2, num_cpus_per_env_runner=0.25).build_algo()
-    try:
-        engines = algorithm._engines.engines  # noqa: SLF001
-        assert len(engines) == 2
-        for update in (1, 2):
-            found = algorithm.train()["env_runners"]
-            assert found["engine_probe_gap"] < 1e-4
-            assert found["policy_lag"] == 0
-            assert algorithm.probe_sync() < 1e-4
-            versions = ray.get([engine.version.remote() for engine in engines])
-            assert versions == [algorithm._engines.version] * 2 and versions[0] >= update  # noqa: SLF001
-        assert found["num_prefill_tokens"] > 0
-    finally:
-        algorithm.stop()
+def test_engines_have_the_learners_weights_after_every_update(algorithm):
+    engines = algorithm._engines.engines  # noqa: SLF001
+    assert len(engines) == 2
+    for update in (1, 2):
+        found = algorithm.train()["env_runners"]
+        assert found["engine_probe_gap"] < 1e-4
+        assert found["policy_lag"] == 0
+        assert algorithm.probe_sync() < 1e-4
+        versions = ray.get([engine.version.remote() for engine in engines])
+        assert versions == [algorithm._engines.version] * 2 and versions[0] >= update  # noqa: SLF001
+    assert found["num_prefill_tokens"] > 0
+
+
+def test_the_probe_tells_other_weights_and_a_sync_puts_them_right(algorithm):
+    sync, learners = algorithm._engines, algorithm.learner_group  # noqa: SLF001
+    generator = torch.Generator().manual_seed(0)
+    for parameter in learners._learner.module["default_policy"].parameters():  # noqa: SLF001
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    assert sync._probe(sync._group, learners) > 0.01  # noqa: SLF001
+    assert sync.sync(learners, "other weights")["engine_probe_gap"] < 1e-4
+    assert sync.sync(learners, "other weights") == {}, "nothing to do"
+
+
+def test_a_gap_that_stays_ends_the_run(algorithm, monkeypatch: pytest.MonkeyPatch):
+    sync = algorithm._engines  # noqa: SLF001
+    monkeypatch.setattr(sync, "_settings", replace(sync._settings, max_probe_gap=0.0))  # noqa: SLF001
+    with pytest.raises(ModelError, match="differ by .* nats .* loaded twice"):
+        sync.sync(algorithm.learner_group, "less than rounding allows")
+
+
+def test_a_run_whose_engine_is_killed_goes_on(algorithm):
+    killed, _ = engine_processes()
+    killer = threading.Timer(0.3, killed.kill)
+    killer.start()
+    found = algorithm.train()["env_runners"]
+    killer.join()
+    for _ in range(2):  # where the kill came after the last answer, the next iteration meets a dead engine
+        if found["num_engine_restarts"]:
+            break
+        found = algorithm.train()["env_runners"]
+    assert found["num_engine_restarts"] == 1
+    assert found["num_episodes"] == EPISODES
+    assert found["num_replaced_groups"] == found["num_lost_turns"] == 0
+    assert found["engine_probe_gap"] < 1e-4
+    pids = {process.pid for process in engine_processes()}
+    assert len(pids) == 2 and killed.pid not in pids
+
+
+def test_engines_end_with_their_algorithm(algorithm):
+    algorithm.stop()
     end = time.monotonic() + 30
     while engine_processes():
         assert time.monotonic() < end, "engines outlive their algorithm"
         time.sleep(0.2)
-
-
-def test_the_probe_tells_other_weights_and_a_sync_puts_them_right():
-    algorithm = config().build_algo()
-    try:
-        sync, learners = algorithm._engines, algorithm.learner_group  # noqa: SLF001
-        generator = torch.Generator().manual_seed(0)
-        for parameter in learners._learner.module["default_policy"].parameters():  # noqa: SLF001
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-        assert sync._probe(sync._group, learners) > 0.01  # noqa: SLF001
-        assert sync.sync(learners, "other weights")["engine_probe_gap"] < 1e-4
-        assert sync.sync(learners, "other weights") == {}, "nothing to do"
-    finally:
-        algorithm.stop()
-
-
-def test_a_gap_that_stays_ends_the_run():
-    with pytest.raises(ModelError, match="differ by .* nats .* loaded twice"):
-        config(max_probe_gap=0.0).build_algo()  # more than rounding allows
-
-
-def test_adapters_reach_the_engine_merged():
-    pytest.importorskip("peft")
-    asked = config().rl_module(model_config={**MODEL, "lora": {"rank": 2, "target": ["q_proj"]}})
-    algorithm = asked.build_algo()
-    try:
-        assert algorithm.train()["env_runners"]["engine_probe_gap"] < 1e-4
-    finally:
-        algorithm.stop()
-
-
-def test_a_run_whose_engine_is_killed_goes_on():
-    episodes = 24
-    algorithm = (
-        config()
-        .env_runners(num_env_runners=1, num_cpus_per_env_runner=0.25)
-        .training(groups_per_update=episodes)
-        .build_algo()
-    )
-    try:
-        algorithm.train()
-        (engine,) = engine_processes()
-        killer = threading.Timer(0.3, engine.kill)
-        killer.start()
-        found = algorithm.train()["env_runners"]
-        killer.join()
-        for _ in range(
-            2
-        ):  # where the kill came after the last answer, the next iteration meets a dead engine
-            if found["num_engine_restarts"]:
-                break
-            found = algorithm.train()["env_runners"]
-        assert found["num_engine_restarts"] == 1
-        assert found["num_episodes"] == episodes
-        assert found["num_replaced_groups"] == 0
-        assert found["engine_probe_gap"] < 1e-4
-        (other,) = engine_processes()
-        assert other.pid != engine.pid
-    finally:
-        algorithm.stop()
 
 
 RUN = """
