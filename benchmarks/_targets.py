@@ -45,7 +45,15 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         Target(what="where games end early", bound=2.3, way="least", detail="taught: times as fast"),
         Target(what="memory, ours over TRL's", bound=1.0, way="most", detail="vision: memory, of TRL's"),
     ),
-    "end_to_end": (Target(what="to 60% held-out success, before over after", bound=1.0, way="least"),),
+    "rollout": (
+        Target(what="turns a second, over one conversation at a time", bound=10.0, way="least"),
+        Target(what="turns a second, over a bare loop", bound=0.85, way="least", detail="over the bare loop"),
+    ),
+    "stragglers": (
+        Target(what="turns a second of 15 simulators, with a slow one over without", bound=0.9, way="least"),
+    ),
+    "scaling": (Target(what="turns a second, two runner processes over one", bound=1.7, way="least"),),
+    "end_to_end": (Target(what="to 60% held-out success, before over after", bound=1.5, way="least"),),
     "session_cache": (
         Target(what="turn 10 over turn 2", bound=1.5, way="most"),
         Target(

@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks._rows import read_rows
 from rllib_vlm.callbacks import configured
 from rllib_vlm.callbacks.metrics import look_up
 from rllib_vlm.config.experiment import Experiment
@@ -82,7 +83,7 @@ def run(*arguments: str) -> dict[str, Any]:
     """Headline: faults, of those tried, after which the guarded run ends within 5 points of the undisturbed one."""
     options = _options(arguments)
     wanted = _wanted(options)
-    rows = _read(options.out)
+    rows = read_rows(options.out, Run, ("fault", "guarded", "seed"), lambda _: settings())
     missing = [one for one in wanted if one not in rows]
     if missing:
         with _kept(options.out) as begun:
@@ -146,25 +147,6 @@ def settings() -> dict[str, Any]:
     example = zlib.crc32(examples()["frozen_lake_ppo"].read_bytes())
     overrides = list(_SETTINGS)
     return {"example": example, "overrides": overrides, "guard": _GUARD, "strike": STRIKE, "faults": faults}
-
-
-def _read(out: Path | None) -> dict[Run, dict[str, Any]]:
-    """The runs that stand in `out`; a torn last line is a run to make again."""
-    found: dict[Run, dict[str, Any]] = {}
-    if out is None or not out.is_file():
-        return found
-    for line in out.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            one = Run(**{key: row.pop(key) for key in ("fault", "guarded", "seed")})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if row.pop("settings", None) != settings():
-            raise RLlibVLMError(
-                f"{out}: {one} was run with other settings than this benchmark has now; give another out="
-            )
-        found[one] = row
-    return found
 
 
 @contextmanager

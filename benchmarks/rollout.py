@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from benchmarks._arguments import numbers
 from benchmarks._bare_loop import play
 from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
@@ -31,8 +32,9 @@ def lake_config(slots: int) -> VLMPPOConfig:
     return config
 
 
-def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
+def run(*arguments: str) -> dict[str, Any]:
     """The headline figure is the runner's turns a second over those of one conversation at a time."""
+    rounds = numbers("rollout", arguments, {"rounds": _ROUNDS})["rounds"]
     torch.set_num_threads(1)
     runner = VLMEnvRunner(config=lake_config(IN_FLIGHT), worker_index=0, num_workers=0)
     single = VLMEnvRunner(config=lake_config(1), worker_index=0, num_workers=0)
@@ -60,7 +62,7 @@ def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
     runner.get_metrics()
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(int(rounds)):
+    for _ in range(rounds):
         for name, way in ways.items():  # side by side, so that all meet the same machine
             start, begin = time.perf_counter(), time.process_time()
             turns = way()
@@ -88,7 +90,7 @@ def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
             "share of the time in generation": _share(metrics, "time_generate_s"),
             "share of the time in rendering prompts": _share(metrics, "time_render_s"),
             "share of the time in simulators": _share(metrics, "time_simulate_s"),
-            "rounds": int(rounds),
+            "rounds": rounds,
         },
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 
+from benchmarks._arguments import numbers
 from benchmarks.rollout import lake_config
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -18,10 +19,10 @@ _SLOTS = 16  # of each runner process
 _SIMULATORS = (1, 4, 16, 64)
 
 
-def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
+def run(*arguments: str) -> dict[str, Any]:
     """The headline figure is the turns a second of two env runner processes over those of one."""
     torch.set_num_threads(1)
-    repeats = int(rounds)
+    repeats = numbers("scaling", arguments, {"rounds": _ROUNDS})["rounds"]
     cost = _cost_per_turn(repeats)
     one, two = _processes(repeats)
     flat = cost[_SIMULATORS[-1]] / cost[_SIMULATORS[-2]]
@@ -60,7 +61,7 @@ def _processes(rounds: int) -> tuple[float, float]:
     """Turns a second of one env runner process, and of two at once."""
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     make = ray.remote(num_cpus=1)(VLMEnvRunner)
     config = lake_config(_SLOTS)
     runners = [make.remote(config=config, worker_index=i + 1, num_workers=2) for i in range(2)]

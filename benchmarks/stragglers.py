@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._arguments import numbers
 from benchmarks.rollout import lake_config
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -60,8 +61,9 @@ def _measure(runner: VLMEnvRunner, clock: _Clock, episodes: int, *, whole: bool)
     return clock.turns_per_s(start, time.perf_counter() if whole else clock.last_start)
 
 
-def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
+def run(*arguments: str) -> dict[str, Any]:
     """The headline figure is what is left of the fast slots' turns a second once a slow one is beside them."""
+    rounds = numbers("stragglers", arguments, {"rounds": _ROUNDS})["rounds"]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         ways = {
@@ -71,7 +73,7 @@ def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
         }
         speeds: dict[str, list[float]] = {name: [] for name in ways}
         ways["without the slow one"][0].sample(num_episodes=_FAST)  # warm-up
-        for _ in range(int(rounds)):
+        for _ in range(rounds):
             for name, (runner, clock) in ways.items():  # side by side, so that all meet the same machine
                 lockstep = name == "lockstep"
                 count = _LOCKSTEP_EPISODES if lockstep else _EPISODES
@@ -86,6 +88,6 @@ def run(rounds: str = str(_ROUNDS)) -> dict[str, Any]:
         "details": {
             "lockstep": round(speed["lockstep"] / speed["without the slow one"], 3),
             **{f"turns a second of the fast, {name}": round(value, 1) for name, value in speed.items()},
-            "rounds": int(rounds),
+            "rounds": rounds,
         },
     }

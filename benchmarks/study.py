@@ -18,7 +18,6 @@ the curves.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from typing import Any
 import ray
 import torch
 
+from benchmarks._rows import read_rows
 from benchmarks._study_report import PARTS, draw, table, verdicts
 from benchmarks._study_runs import ARMS, COMPARISONS, STARTS, Run, play, settings
 from rllib_vlm.config.runner import start_ray
@@ -42,7 +42,7 @@ def run(*arguments: str) -> dict[str, Any]:
     """Headline: success under the other rule at the end, RL minus SFT, in points, over the seeds of the first task."""
     options = _options(arguments)
     wanted = _wanted(options)
-    rows = _read(options.out)
+    rows = read_rows(options.out, Run, ("task", "start", "arm", "seed"), lambda one: settings(one.task))
     missing = [one for one in wanted if one not in rows]
     if missing:
         torch.set_num_threads(1)
@@ -102,26 +102,6 @@ def _wanted(options: _Options) -> list[Run]:
         for seed in range(options.seeds)
         for arm in ARMS
     ]
-
-
-def _read(out: Path | None) -> dict[Run, dict[str, Any]]:
-    """The runs that stand in `out`; a torn last line is a run to make again."""
-    found: dict[Run, dict[str, Any]] = {}
-    if out is None or not out.is_file():
-        return found
-    for line in out.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            one = Run(**{key: row.pop(key) for key in ("task", "start", "arm", "seed")})
-            known = settings(one.task)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if row.pop("settings", None) != known:
-            raise RLlibVLMError(
-                f"{out}: {one} was run with other settings than this benchmark has now; give another out="
-            )
-        found[one] = row
-    return found
 
 
 @contextmanager

@@ -426,9 +426,9 @@ def _run(
     names = [
         name if name is None or len(experiments) == 1 else f"{name}_{i}" for i in range(len(experiments))
     ]
-    length = None
+    changes = None
     if resume is not None:  # what is to be refused is, before Ray takes its seconds to start
-        length = resuming.length_of(*longer)
+        changes = resuming.changes_of(*longer)
         runner.resumable(resume)
     else:
         for own_name in names:
@@ -439,7 +439,7 @@ def _run(
     failed = False
     for experiment, own_name in zip(experiments, names, strict=True):
         outcome = runner.run(
-            experiment, storage=storage, name=own_name, resume=resume, overwrite=overwrite, length=length
+            experiment, storage=storage, name=own_name, resume=resume, overwrite=overwrite, changes=changes
         )
         for failure in outcome.failures:
             typer.echo(f"trial failed: {failure}", err=True)

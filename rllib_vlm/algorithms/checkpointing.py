@@ -17,6 +17,7 @@ from ray.rllib.utils.annotations import override
 
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.description import write_description
+from rllib_vlm.algorithms.dispatch import ask_learners
 from rllib_vlm.algorithms.manifest import require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.files import new_folder, or_go_on
@@ -95,17 +96,13 @@ class CheckpointedAlgorithm(Algorithm):
         if self._holds_collected or self.config.num_learners < 2:
             yield
             return
-        self._ask_learners("collect")
+        ask_learners(self.learner_group, "collect")
         self._holds_collected = True
         try:
             yield
         finally:
             self._holds_collected = False
-            self._ask_learners("release")
-
-    def _ask_learners(self, method: str) -> None:
-        for result in self.learner_group.foreach_learner(lambda learner: getattr(learner, method)()):
-            result.get()
+            ask_learners(self.learner_group, "release")
 
     def _save_in_place(self) -> _TrainingResult:
         """Like Tune's own, which writes it elsewhere and copies it, file after file, to its place."""

@@ -1,10 +1,14 @@
-"""Work for env runners: tasks are shared evenly, and those of runners that die are played by others."""
+"""Work for env runners: tasks are shared evenly, and those of runners that die are played by others.
+
+And what every learner is to do at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_vlm.env.played import Played
@@ -82,3 +86,10 @@ def _by_task(share: Sequence[int], items: Sequence[Any]) -> dict[int, list[Any]]
         return {share[0]: list(items)} | {i: [] for i in share[1:]}
     size = len(items) // len(share)
     return {i: list(items[k * size : (k + 1) * size]) for k, i in enumerate(share)}
+
+
+def ask_learners(group: LearnerGroup | None, method: str) -> None:
+    """Has every learner do what `method` of it does, and waits for all of them."""
+    assert group is not None
+    for result in group.foreach_learner(func=lambda learner: getattr(learner, method)()):
+        result.get()

@@ -11,6 +11,7 @@ from ray.rllib.utils.annotations import override
 from ray.tune import PlacementGroupFactory
 
 from rllib_vlm.algorithms import supply
+from rllib_vlm.algorithms.dispatch import ask_learners
 from rllib_vlm.algorithms.placement import Demand, demand_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class PlacedAlgorithm(Algorithm):
     def let_sample(self, group: EnvRunnerGroup) -> None:
         """Runners of `group` may use their GPUs when this returns."""
         if self.config.placement == "hybrid":
-            self._learners("rest")
+            ask_learners(self.learner_group, "rest")
             group.foreach_env_runner("wake", local_env_runner=False)
 
     def let_learn(self) -> None:
@@ -70,9 +71,4 @@ class PlacedAlgorithm(Algorithm):
             for group in (self.env_runner_group, self.eval_env_runner_group):
                 if group is not None:
                     group.foreach_env_runner("rest", local_env_runner=False)
-            self._learners("wake")
-
-    def _learners(self, method: str) -> None:
-        assert self.learner_group is not None
-        for result in self.learner_group.foreach_learner(func=lambda learner: getattr(learner, method)()):
-            result.get()
+            ask_learners(self.learner_group, "wake")

@@ -7,7 +7,7 @@ stand between, so that learners need no index::
     separate      [driver] [runner] [runner] [engine] [engine] [learner] [learner]
     shared        [driver] [runner] [runner] [engine + learner] [engine + learner]
     shared        [driver] [runner + learner] [runner + learner]        where no engine samples, but the runners
-    hybrid        as shared, and who rests leaves the GPU: `algorithms.phases`
+    hybrid        as shared, and who rests leaves the GPU: `algorithms.placed`
 
 One bundle for two means one node for both, and one GPU, since their fractions of it are reserved together.
 """

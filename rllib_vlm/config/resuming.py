@@ -47,7 +47,7 @@ _LEARNERS: dict[tuple[Any, Any], str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class Changes:
     """How long a resumed run may be now, and who learns, where that is not as it was."""
 
     stop: Mapping[str, float] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Length:
     learners: Mapping[str, Any] = field(default_factory=dict)
 
 
-def length_of(stop: Sequence[str], overrides: Sequence[str]) -> Length:
+def changes_of(stop: Sequence[str], overrides: Sequence[str]) -> Changes:
     """What `--stop` and `--set` may say of a run that is resumed.
 
     Raises:
@@ -81,7 +81,7 @@ def length_of(stop: Sequence[str], overrides: Sequence[str]) -> Length:
     ]
     if errors:
         raise ConfigErrors("--resume", errors)
-    return Length(stops, config, learners)
+    return Changes(stops, config, learners)
 
 
 _WHAT_CHANGES = (
@@ -90,12 +90,12 @@ _WHAT_CHANGES = (
 )
 
 
-def make_ready(folder: Path, *, length: Length, manifests: bool) -> list[str]:
+def make_ready(folder: Path, *, changes: Changes, manifests: bool) -> list[str]:
     """Has Tune's notes in `folder` say what is on the disk.
 
     Args:
         folder: of a run on this machine; its algorithm must be registered.
-        length: how long it may be now.
+        changes: how long it may be now, and who learns.
         manifests: its checkpoints say of themselves whether they are whole.
 
     Returns:
@@ -109,8 +109,8 @@ def make_ready(folder: Path, *, length: Length, manifests: bool) -> list[str]:
     stopper = TuneFunctionDecoder(allow_cloudpickle=True).decode(
         json.dumps(state["runner_data"].get("_stopper"))
     )
-    before, now = _lengthen(stopper, length.stop)
-    if length.stop:
+    before, now = _lengthen(stopper, changes.stop)
+    if changes.stop:
         stopper = now if before is None else stopper
         state["runner_data"]["_stopper"] = json.loads(json.dumps(stopper, cls=TuneFunctionEncoder))
     told: list[str] = []
@@ -120,13 +120,13 @@ def make_ready(folder: Path, *, length: Length, manifests: bool) -> list[str]:
         trial = Trial.from_json_state(entry[0])
         trial.restore_run_metadata(entry[1])
         _move(trial, folder)
-        if trial.status == Trial.TERMINATED and _is_longer(trial, before, now, length.config):
+        if trial.status == Trial.TERMINATED and _is_longer(trial, before, now, changes.config):
             trial.set_status(Trial.PENDING)
         if trial.status != Trial.TERMINATED:
             going_on += 1
-            trial.config.update(length.config)
-            if length.learners:
-                trial.config.update(length.learners)
+            trial.config.update(changes.config)
+            if changes.learners:
+                trial.config.update(changes.learners)
                 trial.create_placement_group_factory()
             if manifests:
                 told += _adopt(trial, folder / trial.storage.trial_dir_name)

@@ -26,7 +26,7 @@ from rllib_vlm.config.experiment import VARIANTS_CHECKED, Experiment
 from rllib_vlm.config.progress import MetricStopper, ProgressLines
 from rllib_vlm.config.quiet import quiet
 from rllib_vlm.config.records import KeepFiles, Records
-from rllib_vlm.config.resuming import Length, make_ready
+from rllib_vlm.config.resuming import Changes, make_ready
 from rllib_vlm.config.sections import environment_class
 from rllib_vlm.errors import RLlibVLMError
 
@@ -75,7 +75,7 @@ def run(
     name: str | None = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
-    length: Length | None = None,
+    changes: Changes | None = None,
 ) -> Outcome:
     """Runs one experiment to its end; Ray must be up.
 
@@ -85,7 +85,7 @@ def run(
         name: the run folder's name; by default the experiment's name and the time.
         resume: a run folder to go on with, instead of starting a new one.
         overwrite: replace a run of that name, with all that is in its folder.
-        length: how long a resumed run may be now.
+        changes: how long a resumed run may be now, and who learns.
 
     Raises:
         RLlibVLMError: a trial asks for more than the machine has, the folder to resume holds no run, or the folder
@@ -100,7 +100,7 @@ def run(
     if resume is None:
         folder, tuner = _new(experiment, storage, name, overwrite=overwrite)
     else:
-        folder, tuner = _restore(experiment, resume, length or Length())
+        folder, tuner = _restore(experiment, resume, changes or Changes())
     outcome = Outcome(folder=Path(str(folder)))
     try:
         print(f"run folder: {folder}", flush=True)  # noqa: T201
@@ -273,11 +273,11 @@ def resumable(resume: str | Path) -> Any:
     return folder
 
 
-def _restore(experiment: Experiment, resume: str | Path, length: Length) -> tuple[str | Path, tune.Tuner]:
+def _restore(experiment: Experiment, resume: str | Path, changes: Changes) -> tuple[str | Path, tune.Tuner]:
     folder = resumable(resume)
     if isinstance(folder, Path):
         whole = issubclass(experiment.algorithm, CheckpointedAlgorithm)
-        for sentence in make_ready(folder, length=length, manifests=whole):
+        for sentence in make_ready(folder, changes=changes, manifests=whole):
             print(sentence, flush=True)  # noqa: T201
     tuner = tune.Tuner.restore(
         str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True

@@ -99,7 +99,8 @@ def test_the_main_job_finishes_though_a_node_is_lost_during_rollout(
     assert [r["num_updates"] for r in found] == list(range(1, UPDATES + 1))
     for record in found:  # whole updates, whoever played them
         assert record["env_runners"]["num_episodes"] == EPISODES
-        assert record["env_runners"]["num_groups"] == EPISODES
+    told = [r["fault_tolerance"] for r in found]
+    assert any(t["num_healthy_workers"] < 2 or t["num_remote_worker_restarts"] for t in told)
     assert found[-1]["evaluation"]["num_episodes"] == 2
     (summary,) = (tmp_path / "run").glob("*/results.json")
     assert json.loads(summary.read_text())["final"]["episodes"] == 2

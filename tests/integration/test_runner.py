@@ -17,7 +17,7 @@ from rllib_vlm.config import runner
 from rllib_vlm.config.checkpoints import find_checkpoint
 from rllib_vlm.config.evaluation import prepare
 from rllib_vlm.config.loader import load
-from rllib_vlm.config.resuming import Length
+from rllib_vlm.config.resuming import Changes
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
 # The smallest real algorithm there is; everything here holds for any.
@@ -117,8 +117,8 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
     with pytest.raises(RLlibVLMError, match="not both"):
         runner.run(again, resume=tmp_path / "run", overwrite=True)
     with pytest.raises(RLlibVLMError, match="every trial of this run is finished"):
-        runner.run(again, resume=tmp_path / "run", length=Length(stop={"training_iteration": 3}))
-    longer = runner.run(again, resume=tmp_path / "run", length=Length(stop={"training_iteration": 5}))
+        runner.run(again, resume=tmp_path / "run", changes=Changes(stop={"training_iteration": 3}))
+    longer = runner.run(again, resume=tmp_path / "run", changes=Changes(stop={"training_iteration": 5}))
     assert not longer.failures
     lines = (results.parent / "result.json").read_text().splitlines()
     assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3, 4, 5]
