@@ -1,11 +1,7 @@
-"""Whole runs with shared engines: weights after every update, an engine killed on the way, `rllib train file`."""
+"""Whole runs with shared engines: weights after every update, and whoever is killed on the way."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +13,12 @@ import psutil
 import pytest
 import ray
 import torch
+from killable import WORKERS, Run, number, results
 from tiny import MODEL, tiny_config
 
-from rllib_vlm.errors import ModelError
+from rllib_vlm.errors import ModelError, PlacementError
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
-
-
-EPISODES = 24
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +30,7 @@ def algorithm(ray_cluster: None) -> Iterator[Any]:
         .generation(backend="vllm", engine={"count": 2, "num_cpus": 0.5, "max_model_len": 512})
         .rl_module(model_config={**MODEL, "lora": {"rank": 2, "target": ["q_proj"]}})
         .env_runners(num_env_runners=2, num_cpus_per_env_runner=0.25)
-        .training(groups_per_update=EPISODES)
+        .training(groups_per_update=8)
         .build_algo()
     )
     yield algorithm
@@ -82,24 +76,6 @@ def test_a_gap_that_stays_ends_the_run(algorithm, monkeypatch: pytest.MonkeyPatc
         sync.sync(algorithm.learner_group, "less than rounding allows")
 
 
-def test_a_run_whose_engine_is_killed_goes_on(algorithm):
-    killed, _ = engine_processes()
-    killer = threading.Timer(0.3, killed.kill)
-    killer.start()
-    found = algorithm.train()["env_runners"]
-    killer.join()
-    for _ in range(2):  # where the kill came after the last answer, the next iteration meets a dead engine
-        if found["num_engine_restarts"]:
-            break
-        found = algorithm.train()["env_runners"]
-    assert found["num_engine_restarts"] == 1
-    assert found["num_episodes"] == EPISODES
-    assert found["num_replaced_groups"] == found["num_lost_turns"] == 0
-    assert found["engine_probe_gap"] < 1e-4
-    pids = {process.pid for process in engine_processes()}
-    assert len(pids) == 2 and killed.pid not in pids
-
-
 def test_engines_end_with_their_algorithm(algorithm):
     algorithm.stop()
     end = time.monotonic() + 30
@@ -108,42 +84,50 @@ def test_engines_end_with_their_algorithm(algorithm):
         time.sleep(0.2)
 
 
-RUN = """
+def test_engines_that_fit_nowhere_are_told_before_anything_starts():
+    config = tiny_config("ppo", observation="vision").generation(backend="vllm", engine={"num_cpus": 99})
+    with pytest.raises(PlacementError, match="99 CPU"):
+        config.build_algo()
+    assert not engine_processes()
+
+
+UPDATES, EPISODES_PER_UPDATE = 5, 8
+RUN = f"""
 engines:
   run: VLMPPO
   env: frozen_lake
   include: [models/tiny]
-  stop: {training_iteration: 2}
-  checkpoint_config: {checkpoint_at_end: true}
+  stop: {{training_iteration: {UPDATES}}}
+  checkpoint_config: {{checkpoint_frequency: 1, num_to_keep: 1, checkpoint_at_end: true}}
+  max_failures: -1
   config:
-    environment: {env_config: {observation: vision, size: 3, max_steps: 4, image_size: 56}}
-    env_runners: {num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}
-    learners: {num_learners: 1, num_cpus_per_learner: 0.25, torch_threads: 1}
-    simulation: {max_turns: 4}
-    prompting: {template: bare}
-    generation: {backend: vllm, max_new_tokens: 5, temperature: 0.7, engine: {num_cpus: 0.25}}
-    training: {groups_per_update: 8, total_updates: 2, lr: 1.0e-3, row_tokens: 512}
-    evaluation: {evaluation_duration: 4, evaluation_at: [final]}
+    environment: {{env_config: {{observation: vision, size: 3, max_steps: 4, image_size: 56}}}}
+    env_runners: {{num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}}
+    learners: {{num_learners: 1, num_cpus_per_learner: 0.25, torch_threads: 1}}
+    simulation: {{max_turns: 4}}
+    prompting: {{template: bare}}
+    generation: {{backend: vllm, max_new_tokens: 5, temperature: 0.7, engine: {{num_cpus: 0.25}}}}
+    training: {{groups_per_update: {EPISODES_PER_UPDATE}, total_updates: {UPDATES}, lr: 1.0e-3, row_tokens: 512}}
+    evaluation: {{evaluation_duration: 4, evaluation_at: [final]}}
     callbacks: [report]
 """
 
 
-def test_rllib_train_file(tmp_path: Path):
+def test_a_run_under_tune_goes_on_whoever_is_killed(tmp_path: Path):
     (tmp_path / "x.yaml").write_text(RUN)
-    rllib = str(Path(sys.executable).with_name("rllib"))
-    done = subprocess.run(
-        [rllib, "train", "file", str(tmp_path / "x.yaml"), "--storage", str(tmp_path), "--name", "run"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (results,) = (tmp_path / "run").glob("**/result.json")
-    records = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(records) == 2
+    run = Run(tmp_path, "--name", "run")
+    for title in ("ray::VLLMEngine", WORKERS["env runner"], WORKERS["learner"]):
+        run.get_further()
+        run.lose(title)
+    out = run.end()
+    assert run.process.returncode == 0, out
+    records = [record for _, record in sorted(results(tmp_path / "run").items())]
+    assert [number(r, "num_updates") for r in records] == list(range(1, UPDATES + 1))
     for record in records:
-        assert record["env_runners"]["engine_probe_gap"] < 1e-4
-        assert record["learners"]["default_policy"]["sampler_gap"] < 1e-4
-        assert np.isfinite(record["learners"]["default_policy"]["policy_loss"])
+        assert number(record, "env_runners/num_episodes") == EPISODES_PER_UPDATE
+        assert number(record, "env_runners/num_lost_turns") == 0
+        assert number(record, "env_runners/engine_probe_gap") < 1e-4
+        assert number(record, "learners/default_policy/sampler_gap") < 1e-4
+        assert np.isfinite(number(record, "learners/default_policy/policy_loss"))
+    assert sum(number(record, "env_runners/num_engine_restarts") for record in records) == 1
     assert records[-1]["evaluation"]["num_episodes"] == 4
