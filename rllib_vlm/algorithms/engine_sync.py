@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.actor import ActorHandle
@@ -21,6 +21,9 @@ from rllib_vlm.backends.vllm.transfer import device_ids, send_weights
 from rllib_vlm.core.probe import Answered, log_ratio_max
 from rllib_vlm.errors import ModelError
 from rllib_vlm.types import Message, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 
 _PROBE_TOKENS = 8
 _PROBE_TEXT = "<image>Describe what you see, then say where you would go next and why."
@@ -43,9 +46,9 @@ class EngineSync:
         self._files: Mapping[str, bytes] | None = None  # of the model's directory
 
     @classmethod
-    def of(cls, config: Any) -> EngineSync | None:
+    def of(cls, config: VLMAlgorithmConfig) -> EngineSync | None:
         """Of an algorithm's config; None where env runners generate by themselves."""
-        return cls(config.engine_settings, config.sampling_params) if engines_of(config.backend) else None
+        return cls(config.vllm_settings, config.sampling_params) if engines_of(config.backend) else None
 
     @property
     def version(self) -> int:

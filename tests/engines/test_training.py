@@ -99,7 +99,7 @@ engines:
   include: [models/tiny]
   stop: {{training_iteration: {UPDATES}}}
   checkpoint_config: {{checkpoint_frequency: 1, num_to_keep: 1, checkpoint_at_end: true}}
-  max_failures: -1
+  max_failures: 1
   config:
     environment: {{env_config: {{observation: vision, size: 3, max_steps: 4, image_size: 56}}}}
     env_runners: {{num_env_runners: 1, num_envs_per_env_runner: 4, num_cpus_per_env_runner: 0.25}}
