@@ -18,7 +18,7 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not learning"
 
-# vLLM wants an older transformers, so it has an environment of its own (about 4 GB).
+# vLLM wants an older transformers, so it has an environment of its own (2.4 GB beside `.venv`).
 test-engines: $(ENGINES)/.installed
 	$(ENGINES)/bin/python -m pytest -n 0 -m vllm
 
