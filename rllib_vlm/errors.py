@@ -44,13 +44,15 @@ class ConfigErrors(RLlibVLMError, ValueError):
 class MissingExtraError(RLlibVLMError, ImportError):
     """An optional dependency is not installed; the message is the line that installs it."""
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, *, hint: str = "") -> None:
         self.what = what
         self.extra = extra
-        super().__init__(f"{what} needs an optional dependency: pip install 'rllib_vlm[{extra}]'")
+        self.hint = hint
+        message = f"{what} needs an optional dependency: pip install 'rllib_vlm[{extra}]'"
+        super().__init__(f"{message}. {hint}" if hint else message)
 
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        return type(self), (self.what, self.extra)
+    def __reduce__(self) -> tuple[partial[MissingExtraError], tuple[str, str]]:
+        return partial(type(self), hint=self.hint), (self.what, self.extra)
 
 
 class SimulatorError(RLlibVLMError, RuntimeError):
@@ -63,6 +65,10 @@ class PlacementError(RLlibVLMError, RuntimeError):
 
 class ModelError(RLlibVLMError, RuntimeError):
     """A model directory, tokenizer or checkpoint cannot be used as asked."""
+
+
+class LostTurnError(ModelError):
+    """An engine died each time it was asked for this turn. It costs an episode, not the run."""
 
 
 class CheckpointError(RLlibVLMError, RuntimeError):

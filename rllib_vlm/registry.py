@@ -28,6 +28,7 @@ MODELS = {
 BACKENDS = {
     "hf": "rllib_vlm.backends.hf:HFBackend",
     "scripted": "rllib_vlm.backends.scripted:ScriptedBackend",
+    "vllm": "rllib_vlm.backends.vllm.client:VLLMBackend",
 }
 CREDIT = {
     "gae": "rllib_vlm.credit.gae:TokenGAE",

@@ -56,6 +56,7 @@ class AgentConfig(AlgorithmConfig):
         # generation
         self.backend = "hf"
         self.backend_options: dict[str, Any] = {}
+        self.engine: dict[str, Any] = {}
         self.temperature = 1.0
         self.top_p = 1.0
         self.max_new_tokens = 64
@@ -126,6 +127,7 @@ class AgentConfig(AlgorithmConfig):
         *,
         backend: Any = NotProvided,
         backend_options: Any = NotProvided,
+        engine: Any = NotProvided,
         temperature: Any = NotProvided,
         top_p: Any = NotProvided,
         max_new_tokens: Any = NotProvided,
@@ -137,6 +139,8 @@ class AgentConfig(AlgorithmConfig):
         Args:
             backend: a name of the table `backends`.
             backend_options: of the backend.
+            engine: of the engines that the backend "vllm" shares between env runners: `{count: 2, num_gpus: 1}` and
+                more, see `backends.vllm.settings.VLLMSettings` and docs/engines.md.
             temperature: 0 is greedy, which reinforcement learning cannot use.
             top_p: mass of the nucleus that is sampled from.
             max_new_tokens: tokens an answer may have.

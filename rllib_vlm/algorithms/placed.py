@@ -51,7 +51,11 @@ class PlacedAlgorithm(Algorithm):
             demand = self._demand(config).without_driver()
             if demand.bundles:
                 supply.ensure(demand, wait_s=config.nodes_wait_s)
+        self.take_bundles()
         super().setup(config)
+
+    def take_bundles(self) -> None:
+        """Starts what has bundles of its own, before RLlib starts learners, which take any that is free."""
 
     # Turns on a shared GPU (placement "hybrid"). Calls are repeated freely: whoever is where it should be stays.
 

@@ -153,6 +153,7 @@ _MAPPINGS = (
     "reset_options",
     "parser_options",
     "backend_options",
+    "engine",
     "credit_options",
     "span_weights",
     "mismatch",

@@ -45,8 +45,18 @@ def check(config: VLMAlgorithmConfig) -> list[str]:
     values = list(check_values(config))
     errors = [*values, *_names(config), *_environment(config)]
     if not values:  # these compare the values with one another
-        errors += [*_model(config), *_combinations(config), *placement.problems(config)]
+        errors += [*_model(config), *_combinations(config)]
+        if not any(_attempt("engine", lambda: config.engine_bundles)):
+            errors += placement.problems(config)
     return [*errors, *_evaluation(config, known=set(errors))]
+
+
+def engines_of(backend: str) -> str | None:
+    """What `VLMFamily.served_by` calls the engines of this backend; None where runners generate by themselves."""
+    try:
+        return getattr(registry.resolve("backends", backend), "served_as", None)
+    except RLlibVLMError:  # unknown, or not installed: said elsewhere
+        return None
 
 
 def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
@@ -59,6 +69,8 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
     yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
     yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
+    if isinstance(c.engine, dict):
+        yield from _attempt("engine", lambda: c.vllm_settings)
     if isinstance(c.mismatch, dict):
         yield from _attempt("mismatch", lambda: _check_mismatch(c))
     if isinstance(c.step_guard, dict):
@@ -231,9 +243,29 @@ def _model(c: VLMAlgorithmConfig) -> Iterator[str]:
     yield from unknown or _attempt("model_config", lambda: _check_model(c))
     if not unknown:
         yield from _grounding(c)
+        if not any(_attempt("backend", lambda: registry.resolve("backends", c.backend))):
+            yield from _attempt("backend", lambda: _check_engines(c))
     yield from _attempt(
         "model_config: value_head", lambda: ValueHeadConfig.of(c.model_config.get("value_head"))
     )
+
+
+def _check_engines(c: VLMAlgorithmConfig) -> None:
+    """Engines that know the family, where there are engines at all."""
+    engines = engines_of(c.backend)
+    if engines is None:
+        if c.engine:
+            raise RLlibVLMError(
+                f"the backend {c.backend!r} has no engines: leave out generation.engine, or take backend 'vllm'"
+            )
+        return
+    name = c.model_config["family"]
+    if engines not in registry.resolve("models", name).served_by:
+        known = [m for m in registry.names("models") if engines in registry.resolve("models", m).served_by]
+        raise RLlibVLMError(
+            f"engines of {c.backend!r} do not know the family {name!r}; they know {', '.join(known)}. Backend 'hf' "
+            "knows them all"
+        )
 
 
 def _grounding(c: VLMAlgorithmConfig) -> Iterator[str]:
@@ -278,6 +310,13 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         yield (
             f"session_cache_mib is {c.session_cache_mib}, but the backend {c.backend!r} has no such cache: "
             "leave it out, or take backend 'hf'"
+        )
+    if c.backend == "vllm" and c.temperature > 2:
+        yield f"temperature is {c.temperature}; engines of 'vllm' sample at 2 at most"
+    if c.backend == "vllm" and c.placement == "hybrid":
+        yield (
+            "placement is 'hybrid', and engines of 'vllm' stay on their GPUs while learners learn: take 'shared' and "
+            "leave room with generation.engine.gpu_memory_share, or take 'separate'"
         )
     if c.lr_schedule in ("linear", "cosine") and c.total_updates is None:
         yield f"lr_schedule {c.lr_schedule!r} needs total_updates, where it ends"

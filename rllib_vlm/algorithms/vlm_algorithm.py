@@ -28,6 +28,9 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
+from rllib_vlm.algorithms.engine_sync import EngineSync
+from rllib_vlm.algorithms.placed import PlacedAlgorithm
+from rllib_vlm.algorithms.placement import ENGINES
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.sampling import SamplingAlgorithm
 from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
@@ -70,6 +73,12 @@ class VLMAlgorithm(SamplingAlgorithm):
         self.run_state.advance(self.config)
         self._share_module()
         self._sync_weights(self.env_runner_group)
+
+    @override(PlacedAlgorithm)
+    def take_bundles(self) -> None:
+        self._engines = EngineSync.of(self.config)
+        if self._engines is not None:
+            self._engines.place(self._demand(self.config).first_bundle(ENGINES))
 
     @classmethod
     @override(Algorithm)

@@ -14,7 +14,8 @@ from ray.rllib.utils.annotations import override
 from rllib_vlm import registry
 from rllib_vlm.algorithms.agent_config import AgentConfig
 from rllib_vlm.algorithms.placement import Placement
-from rllib_vlm.algorithms.validation import check
+from rllib_vlm.algorithms.validation import check, engines_of
+from rllib_vlm.backends.vllm.settings import VLLMSettings
 from rllib_vlm.connectors import pipelines
 from rllib_vlm.core.engines.base import EngineKind, EngineSettings, Offload
 from rllib_vlm.core.loss_terms import LossSettings
@@ -489,7 +490,29 @@ class VLMAlgorithmConfig(AgentConfig):
             "logprob_chunk": int(self.logprob_chunk),
         }
 
+    @property
+    def vllm_settings(self) -> VLLMSettings:
+        """Of the engines that env runners share.
+
+        Raises:
+            ConfigErrors: options there are not, or values out of their range.
+        """
+        return VLLMSettings.read(self._engine_values())
+
+    @property
+    @override(AgentConfig)
+    def engine_bundles(self) -> list[dict[str, float]]:
+        return self.vllm_settings.bundles() if engines_of(self.backend) else []
+
+    def _engine_values(self) -> dict[str, Any]:
+        """`engine`, and what the run's other settings say of engines."""
+        given = self._model_config if isinstance(self._model_config, dict) else {}
+        known = {"max_model_len": self.row_tokens, "dtype": given.get("dtype", "float32")}
+        return known | (self.engine if isinstance(self.engine, dict) else {})
+
     def _backend_options(self) -> dict[str, Any]:
+        if engines_of(self.backend):
+            return {"engine": self._engine_values(), "shared": True, **self.backend_options}
         if self.backend != "hf":
             return dict(self.backend_options)
         kept = self.session_cache_mib

@@ -7,9 +7,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rllib_vlm.types import Completion, Prompt, SamplingParams
+from rllib_vlm.models.base import VLMFamily
+from rllib_vlm.types import Completion, FinishReason, Prompt, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +60,21 @@ class GenerationBackend(Protocol):
         """Ready to answer again."""
 
     def close(self) -> None: ...
+
+
+def completed(
+    family: VLMFamily,
+    token_ids: NDArray[np.int64],
+    logprobs: NDArray[np.float32],
+    sampling: SamplingParams,
+    *,
+    version: int,
+) -> Completion:
+    """What was sampled, as a completion with its text and why it ended."""
+    text = family.decode(token_ids)
+    stopped = len(token_ids) > 0 and int(token_ids[-1]) in family.stop_token_ids
+    stopped = stopped or any(string in text for string in sampling.stop)
+    reason: FinishReason = "stop" if stopped else "length"
+    return Completion(
+        token_ids=token_ids, logprobs=logprobs, policy_version=version, finish_reason=reason, text=text
+    )

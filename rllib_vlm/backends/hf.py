@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from rllib_vlm.backends.base import GenerationRequest
+from rllib_vlm.backends.base import GenerationRequest, completed
 from rllib_vlm.errors import ModelError, did_you_mean
 from rllib_vlm.models.base import VLMFamily
 from rllib_vlm.models.sessions import SessionCache
-from rllib_vlm.types import Completion, FinishReason, SamplingParams
+from rllib_vlm.types import Completion, SamplingParams
 
 
 class HFBackend:
@@ -142,28 +140,15 @@ class HFBackend:
                 cache=self.cache,
                 sessions=[r.session for r, _ in batch],
             )
-            completions = [self._completion(ids, logprobs, sampling, version) for ids, logprobs in answers]
+            completions = [
+                completed(self.family, ids, logprobs, sampling, version=version) for ids, logprobs in answers
+            ]
         except Exception as error:  # noqa: BLE001 - the caller finds it in each future, whatever it is
             for _, future in batch:
                 future.set_exception(error)
             return
         for (_, future), completion in zip(batch, completions, strict=True):
             future.set_result(completion)
-
-    def _completion(
-        self,
-        ids: NDArray[np.int64],
-        logprobs: NDArray[np.float32],
-        sampling: SamplingParams,
-        version: int,
-    ) -> Completion:
-        text = self.family.decode(ids)
-        stopped = len(ids) > 0 and int(ids[-1]) in self.family.stop_token_ids
-        stopped = stopped or any(s in text for s in sampling.stop)
-        reason: FinishReason = "stop" if stopped else "length"
-        return Completion(
-            token_ids=ids, logprobs=logprobs, policy_version=version, finish_reason=reason, text=text
-        )
 
 
 def _key(sampling: SamplingParams) -> tuple[object, ...]:

@@ -72,6 +72,8 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     @override(TorchRLModule)
     def setup(self) -> None:
         config = dict(self.model_config)
+        if self.inference_only and hasattr(self._backend_class(), "served_as"):
+            config["weights"] = False  # engines have them
         self.family: VLMFamily = self._build_family(config)
         self.model = self.family.model
         self.sampling = SamplingParams(
@@ -105,9 +107,12 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     def backend(self) -> GenerationBackend:
         """What generates completions; started when it is first asked for."""
         if self._backend is None:
-            make = registry.resolve("backends", self.model_config.get("backend", "hf"))
+            make = self._backend_class()
             self._backend = make(self.family, **self.model_config.get("backend_options", {}))
         return self._backend
+
+    def _backend_class(self) -> Any:
+        return registry.resolve("backends", self.model_config.get("backend", "hf"))
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
         """One completion per prompt, in order."""

@@ -28,7 +28,7 @@ from rllib_vlm.env.bell import Bell
 from rllib_vlm.env.play import Play, RolloutSettings
 from rllib_vlm.env.slots import SlotFailure, SlotPool, SlotStep
 from rllib_vlm.env.tasks import GroupQueue, Member
-from rllib_vlm.errors import SimulatorError
+from rllib_vlm.errors import LostTurnError, SimulatorError
 from rllib_vlm.types import Completion, ParsedAction, Prompt
 
 EventHook = Callable[[str, SingleAgentEpisode, int], None]
@@ -52,6 +52,7 @@ class RolloutCounts:
 
     crashes: int = 0
     timeouts: int = 0
+    lost_turns: int = 0
     turns: int = 0
     actions: int = 0
     generated_tokens: int = 0
@@ -161,12 +162,11 @@ class Rollout:
                 idle.append(slot)
             self._start_idle(idle, queue)  # before generating: their simulators work meanwhile
             self._ask(ready)
-            answered = self._answered()
-            dropped = [slot for slot in answered if queue.is_dropped(self._plays[slot].member)]
-            for slot in dropped:
+            answered, over = self._answered(queue)
+            for slot in over:
                 self._leave(slot)
                 idle.append(slot)
-            self._act([slot for slot in answered if slot not in dropped])
+            self._act(answered)
             if queue.num_replaced > limit:
                 raise SimulatorError(
                     f"{queue.num_replaced} groups could not be finished; the last failures: "
@@ -216,6 +216,8 @@ class Rollout:
     def _lose(self, slot: int, failure: SlotFailure, queue: EpisodeQueue) -> None:
         if failure.kind == "timeout":
             self.counts.timeouts += 1
+        elif failure.kind == "engine":
+            self.counts.lost_turns += 1
         else:
             self.counts.crashes += 1
         self.counts.failures.append(failure.message.strip().splitlines()[-1][:500])
@@ -264,8 +266,11 @@ class Rollout:
                 self._generating[slot].add_done_callback(self._bell.ring)
         self._act(expert_acts)
 
-    def _answered(self) -> list[int]:
-        """Slots whose completions are there; a backend that answers batches works for them now, if it is time to."""
+    def _answered(self, queue: EpisodeQueue) -> tuple[list[int], list[int]]:
+        """Slots whose completions are there, and those whose episodes are over: given up, or without an answer.
+
+        A backend that answers batches works for them now, if it is time to.
+        """
         if self._bell is not None:
             self._bell.hush()
         elif self._generating and self._batch_wait() == 0:
@@ -273,13 +278,21 @@ class Rollout:
             self._backend.poll()
             self.counts.generate_s += time.perf_counter() - start
         done = [slot for slot, future in self._generating.items() if future.done()]
+        answered: list[int] = []
+        over: list[int] = []
         for slot in done:
             play = self._plays[slot]
-            play.answer = self._generating.pop(slot).result()
+            try:
+                play.answer = self._generating.pop(slot).result()
+            except LostTurnError as error:
+                self._lose(slot, SlotFailure("engine", str(error)), queue)
+                over.append(slot)
+                continue
             self.counts.generated_tokens += len(play.answer.token_ids)
             assert play.prompt is not None
             self.counts.prompt_tokens += len(play.prompt.token_ids)
-        return done
+            (over if queue.is_dropped(play.member) else answered).append(slot)
+        return answered, over
 
     def _act(self, slots: list[int]) -> None:
         """Has the simulators carry out what was answered; an answer that says nothing readable is an idle turn."""

@@ -17,7 +17,9 @@ Shares and means are over the episodes (or turns) of one call, merged over runne
 | `time_render_s`, `time_generate_s`, `time_simulate_s`, `time_sample_s` | seconds by phase        |
 | `num_simulator_crashes`, `num_simulator_timeouts`, `num_replaced_groups` | counts                |
 | `num_episodes_under_way`    | begun and not over, where an update does not wait for all        |
-| `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend `hf` computed, and had already |
+| `num_prefill_tokens`, `num_prefill_tokens_reused` | prompt tokens the backend computed, and had already    |
+| `num_retried_turns`         | turns asked again because their engine died (backend `vllm`)     |
+| `num_lost_turns`            | turns that cost their episode because engines died with them again and again |
 | `sim/<name>`                | the simulator's own metrics, means                               |
 """
 
@@ -58,6 +60,7 @@ def log_rollout(
     sums: dict[str, float] = {
         "num_simulator_crashes": counts.crashes,
         "num_simulator_timeouts": counts.timeouts,
+        "num_lost_turns": counts.lost_turns,
         "num_replaced_groups": queue.num_replaced,
         "num_generated_tokens": counts.generated_tokens,
         "num_episodes_under_way": under_way,

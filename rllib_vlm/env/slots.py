@@ -39,7 +39,7 @@ _MAX_FAILED_STARTS = 3
 class SlotFailure:
     """A slot lost its episode; it is ready for another one."""
 
-    kind: Literal["crash", "timeout"]
+    kind: Literal["crash", "timeout", "engine"]  # the last: no answer came, and the simulator is well
     message: str
 
 

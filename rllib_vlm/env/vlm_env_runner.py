@@ -356,6 +356,11 @@ class VLMEnvRunner(SingleAgentEnvRunner):
         self.module.load_policy({}, version=version)
         self._weights_seq_no = version
 
+    def follow_engines(self, engines: Sequence[Any], version: int) -> None:
+        """Generates with these engines, which hold the policy of this version."""
+        self.module.backend.connect(engines)
+        self.set_policy_version(version)
+
     def probe(self) -> tuple[Prompt, Completion]:
         """A prompt and this runner's answer to it, for a learner to say how likely it is by its own weights."""
         text = self.pool.spec.description

@@ -62,6 +62,10 @@ class VLMFamily(Protocol):
     banned_token_ids: tuple[int, ...]
     packs: ClassVar[bool]  # several segments in a row cost no more than their tokens; else rows hold one each
     labels_images: ClassVar[bool]  # parts of an image are tokens, so that labels can say what they show
+    # Engines, by their backends' names, that know this kind of model. A family that has any takes `weights: false` in
+    # its config: env runners then need no weights of a checkpoint, only what writes and reads prompts.
+    served_by: ClassVar[tuple[str, ...]]
+    image_token_id: int  # of the placeholder that stands for an image, or for each of its parts
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> VLMFamily:
@@ -168,6 +172,9 @@ class VLMFamily(Protocol):
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes a directory that plain transformers (and `build`) opens."""
+
+    def save_description(self, directory: Path) -> None:
+        """Writes everything of `save_pretrained` but the weights: configuration, tokenizer, image processor."""
 
     @classmethod
     def generation_config(cls, directory: Path) -> GenerationConfig:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from rllib_vlm.errors import ModelError, did_you_mean
@@ -90,6 +93,14 @@ def _check_type(
         raise ModelError(
             f"checkpoint {source!r} is of model type {what}; this family opens {wanted!r} ({opens.__name__})"
         )
+
+
+def save_config(model: nn.Module, directory: Path) -> None:
+    """Writes the `config.json` that `save_pretrained` writes beside the weights, which name and type tell apart."""
+    config: Any = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config.save_pretrained(directory)
 
 
 def check_choice(key: str, value: str, known: Collection[str]) -> None:

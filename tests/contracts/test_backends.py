@@ -17,7 +17,8 @@ from rllib_vlm.types import Message, SamplingParams
 
 # What a backend needs beside the family.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"scripted": (["<answer>done</answer>"],)}
-PATIENCE_S = 60.0
+ACTORS = {"vllm"}  # backends whose engines are actors of a cluster
+PATIENCE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +26,36 @@ def family() -> Qwen25VL:
     return Qwen25VL.build({"size": "tiny", "hidden_size": 64, "num_layers": 2})
 
 
-@pytest.fixture(params=registry.names("backends"))
-def backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
+# Those of which a test run is their own: `make test-engines`.
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.vllm) if name == "vllm" else name
+    for name in registry.names("backends")
+]
+
+
+def make(name: str, request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
     try:
-        make = registry.resolve("backends", request.param)
+        kind = registry.resolve("backends", name)
     except MissingExtraError as error:
         pytest.skip(str(error))
-    backend = make(family, *ARGUMENTS.get(request.param, ()))
+    if name in ACTORS:
+        request.getfixturevalue("ray_cluster")
+    return kind(family, *ARGUMENTS.get(name, ()))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def shared_backend(request: pytest.FixtureRequest, family: Qwen25VL) -> Any:
+    """One for all tests of it but the last: an engine takes long to start."""
+    backend = make(request.param, request, family)
     yield backend
     backend.close()
+
+
+@pytest.fixture
+def backend(shared_backend: Any, family: Qwen25VL) -> Any:
+    """With the weights of version 0, whatever the test before loaded."""
+    shared_backend.load_weights(family.model.state_dict(), version=0)
+    return shared_backend
 
 
 def ask(family: Qwen25VL, text: str, images: int = 0) -> GenerationRequest:
@@ -104,7 +126,9 @@ def test_polling_with_nothing_to_do_returns(backend: GenerationBackend) -> None:
     backend.poll(timeout_s=0.1)
 
 
-def test_a_closed_backend_takes_no_more(backend: GenerationBackend, family: Qwen25VL) -> None:
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_closed_backend_takes_no_more(name: str, request: pytest.FixtureRequest, family: Qwen25VL) -> None:
+    backend = make(name, request, family)
     backend.close()
     with pytest.raises(RLlibVLMError, match="closed"):
         backend.submit(ask(family, "go"))

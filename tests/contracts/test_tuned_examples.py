@@ -1,5 +1,6 @@
 """No shipped configuration may rot: every example and every fragment is validated, each on its own."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ EXAMPLES = examples()
 FRAGMENTS = fragments()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.vllm) if name.endswith("_vllm") else name for name in EXAMPLES],
+)
 def test_example_is_valid(name: str):
+    if name.endswith("_vllm") and find_spec("vllm") is None:
+        pytest.skip("needs vLLM, which is not installed: make test-engines")
     assert validate(EXAMPLES[name]), "an example holds at least one experiment"
 
 

@@ -16,6 +16,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from rllib_vlm.errors import ModelError
 from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
+from rllib_vlm.models.checkpoint import save_config
 from rllib_vlm.models.decoding import Sampled, batches_by_length, sample_completions, seeds_of
 from rllib_vlm.models.mllama.chat import llama_chat
 from rllib_vlm.models.mllama.config import Loaded, ModelSettings, load
@@ -50,6 +51,7 @@ class Mllama(TextSide):
     settings = ModelSettings
     load = staticmethod(load)
     labels_images = False
+    served_by = ()  # vLLM has no model of this class any more
 
     def __init__(self, loaded: Loaded, config: ModelSettings) -> None:
         ids = loaded.model.config
@@ -175,8 +177,15 @@ class Mllama(TextSide):
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes a directory that plain transformers (and `build`) opens; adapters are merged in."""
-        directory = Path(directory)
-        without_lora(self.model).save_pretrained(directory)  # type: ignore[operator]
+        without_lora(self.model).save_pretrained(Path(directory))  # type: ignore[operator]
+        self._save_processors(Path(directory))
+
+    def save_description(self, directory: Path) -> None:
+        """Writes everything of `save_pretrained` but the weights."""
+        save_config(self.model, Path(directory))
+        self._save_processors(Path(directory))
+
+    def _save_processors(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
         generation_config(self.tokenizer, self.model.config).save_pretrained(directory)
         form = self.images

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
@@ -52,6 +53,7 @@ class ModelConfig:
     """Keys of `rl_module.model_config` that this family reads."""
 
     checkpoint: str | None = None  # a directory, a hub name "org/name", or "package:<name>"
+    weights: bool = True  # False leaves a checkpoint's unread, for processes that only write and read prompts
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
     min_pixels: int | None = None  # of an image; the checkpoint's own where None
@@ -227,9 +229,13 @@ def _from_checkpoint(config: ModelConfig) -> Loaded:
     source = resolve_checkpoint(str(config.checkpoint))
     try:
         check_architecture(source, Qwen2_5_VLForConditionalGeneration)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, dtype=DTYPES[config.dtype], attn_implementation=config.attn_implementation
-        )
+        if config.weights:
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                source, dtype=DTYPES[config.dtype], attn_implementation=config.attn_implementation
+            )
+        else:
+            with torch.device("meta"):  # shapes and no numbers
+                model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(source))
         tokenizer = AutoTokenizer.from_pretrained(source)
         images = _image_format(source, model.config.vision_config)
     except (OSError, ValueError, KeyError) as error:

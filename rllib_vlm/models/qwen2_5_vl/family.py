@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLIma
 
 from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
+from rllib_vlm.models.checkpoint import save_config
 from rllib_vlm.models.decoding import batches_by_length, seeds_of
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
@@ -61,6 +62,7 @@ class Qwen25VL(TextSide):
     settings = ModelConfig
     load = staticmethod(load)
     labels_images = True
+    served_by = ("vllm",)
 
     def __init__(self, loaded: Loaded, config: ModelConfig) -> None:
         ids = loaded.model.config
@@ -269,8 +271,15 @@ class Qwen25VL(TextSide):
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes a directory that plain transformers (and `build`) opens; adapters are merged in."""
-        directory = Path(directory)
-        without_lora(self.model).save_pretrained(directory)  # type: ignore[operator]
+        without_lora(self.model).save_pretrained(Path(directory))  # type: ignore[operator]
+        self._save_processors(Path(directory))
+
+    def save_description(self, directory: Path) -> None:
+        """Writes everything of `save_pretrained` but the weights."""
+        save_config(self.model, Path(directory))
+        self._save_processors(Path(directory))
+
+    def _save_processors(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
         generation_config(self.tokenizer, self.model.config).save_pretrained(directory)
         form = self.images

@@ -58,6 +58,8 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.training(loss_reduction="fixed"), "loss_reduction_constant"),
         (lambda c: c.prompting(max_prompt_tokens=4000), "row_tokens"),
         (lambda c: c.generation(temperature=0.0), "greedy"),
+        (lambda c: c.generation(engine={"count": 2}), "has no engines"),
+        (lambda c: c.generation(engine={"cuont": 2}), "'count'"),
         (lambda c: c.training(lr_schedule="cosine"), "total_updates"),
         (lambda c: c.learners(num_learners=2).training(groups_per_update=1), "groups_per_update"),
         (lambda c: c.simulation(curriculum={"start": 0.1}), "threshold"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from rllib_vlm.env.rollout import Rollout
 from rllib_vlm.env.simulator_process import SimulatorFactory
 from rllib_vlm.env.slots import SlotPool
 from rllib_vlm.env.tasks import GroupQueue, Task
+from rllib_vlm.errors import LostTurnError
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.types import Completion, Message, ParsedAction, SamplingParams
 
@@ -43,9 +45,11 @@ class Engine:
 
     continuous = True
 
-    def __init__(self, family: Qwen25VL) -> None:
+    def __init__(self, family: Qwen25VL, losses: int = 0) -> None:
         self._family = family
         self._threads = ThreadPoolExecutor(2)
+        self._lock = threading.Lock()
+        self._losses = losses  # of the first requests, so many are never answered
 
     def submit(self, request: GenerationRequest) -> Future[Completion]:
         return self._threads.submit(self._answer, request)
@@ -64,19 +68,23 @@ class Engine:
         self._threads.shutdown()
 
     def _answer(self, request: GenerationRequest) -> Completion:
+        with self._lock:
+            self._losses, lost = self._losses - 1, self._losses > 0
+        if lost:
+            raise LostTurnError("an engine died 4 times with this turn under way")
         own = ScriptedBackend(self._family, ["idle"])
         future = own.submit(request)
         own.poll()
         return future.result()
 
 
-def play(pool: SlotPool, backend, family: Qwen25VL, *, episodes: int, batch_wait_s: float = 0.02):
+def make_rollout(pool: SlotPool, backend, family: Qwen25VL, *, batch_wait_s: float = 0.02) -> Rollout:
     prompt = family.encode([Message(role="user", text="go")])
 
     def parse(answers: Sequence[Completion], _) -> list[ParsedAction]:
         return [ParsedAction(valid=False, reason="idle") for _ in answers]
 
-    rollout = Rollout(
+    return Rollout(
         pool=pool,
         backend=backend,
         render=lambda playing: [prompt] * len(playing),
@@ -86,9 +94,15 @@ def play(pool: SlotPool, backend, family: Qwen25VL, *, episodes: int, batch_wait
         ),
         on_event=lambda *_: None,
     )
+
+
+def make_queue(episodes: int) -> GroupQueue:
     tasks = [Task("train", seed) for seed in range(episodes)]
-    queue = GroupQueue(tasks, 1, replacement=lambda: Task("train", 99))
-    return rollout.run(queue)
+    return GroupQueue(tasks, 1, replacement=lambda: Task("train", 99))
+
+
+def play(pool: SlotPool, backend, family: Qwen25VL, *, episodes: int, batch_wait_s: float = 0.02):
+    return make_rollout(pool, backend, family, batch_wait_s=batch_wait_s).run(make_queue(episodes))
 
 
 def make_pool(process: str, slots: int) -> SlotPool:
@@ -126,3 +140,16 @@ def test_an_engine_that_answers_by_itself_plays_the_same(family: Qwen25VL, proce
         backend.close()
     assert [len(e) for e in episodes] == [3] * 5
     assert [e.custom_data["task_seed"] for e in episodes] == list(range(5))
+
+
+def test_a_turn_that_engines_lose_costs_its_episode_and_not_the_run(family: Qwen25VL) -> None:
+    pool, backend = make_pool("subprocess", 2), Engine(family, losses=3)
+    rollout, queue = make_rollout(pool, backend, family), make_queue(5)
+    try:
+        episodes = rollout.run(queue)
+    finally:
+        pool.close()
+        backend.close()
+    assert [len(e) for e in episodes] == [3] * 5
+    assert (rollout.counts.lost_turns, rollout.counts.crashes) == (3, 0)
+    assert "died 4 times" in rollout.counts.failures[0]
