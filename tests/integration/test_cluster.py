@@ -15,7 +15,7 @@ import pytest
 from playing import FOLDER
 from ray.cluster_utils import Cluster
 
-UPDATES, EPISODES = 4, 16
+UPDATES, EPISODES = 3, 8
 SPOC = Path(__file__).parents[2] / "tuned_examples" / "spoc.yaml"
 SUPPORT = Path(__file__).parents[1] / "support"
 # Small and short; who runs where is said by the nodes' own resources, as docs/cluster.md has it.
@@ -24,7 +24,7 @@ SHORT = (
     "simulation.max_turns=4",
     f"training.groups_per_update={EPISODES}",
     f"training.total_updates={UPDATES}",
-    "training.minibatch_size=16",
+    "training.minibatch_size=8",
     "training.precision=float32",
     "env_runners.num_envs_per_env_runner=2",
     "evaluation.evaluation_at=[final]",

@@ -17,7 +17,7 @@ from killable import WORKERS, Run, number, results
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "1"))
-UPDATES = 12 * ROUNDS
+UPDATES = 8 * ROUNDS
 RUN = f"""
 killed:
   run: VLMPPO
@@ -97,7 +97,7 @@ def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 100 * ROUNDS)
 def test_simulators_that_are_killed_are_replaced_and_every_episode_is_counted(tmp_path: Path):
-    updates = 40  # so that the run is still going when the kills come
+    updates = 24  # so that the run is still going when the kills come
     text = RUN.replace("simulation: {", "simulation: {process: subprocess, ")
     text = text.replace(f"total_updates: {UPDATES}", f"total_updates: {updates}")
     (tmp_path / "x.yaml").write_text(text)

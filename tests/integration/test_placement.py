@@ -114,11 +114,10 @@ class Recorder:
 
 
 def test_trials_that_run_at_once_reserve_all_of_it(tmp_path: Path):
-    """Four CPUs; a trial has 1 + 2 x 0.5 + 1 of them, so that the second waits for the first."""
+    """Four CPUs; a trial has 1 + 0.5 + 1 of them, so that the second waits for the first."""
     config = {
         **SMALL,
         "env_runners": {"num_env_runners": 1, "num_cpus_per_env_runner": 0.5},
-        "evaluation": {"evaluation_at": [], "evaluation_num_env_runners": 1},
         "learners": {"num_learners": 1, "num_cpus_per_learner": 1},
     }
     (found,) = load(experiment(tmp_path, config=config, num_samples=2))
@@ -128,7 +127,7 @@ def test_trials_that_run_at_once_reserve_all_of_it(tmp_path: Path):
     records = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
     assert len(records) == 2
     for record in records:
-        assert record["bundles"] == [{"CPU": 1}, {"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 1}]
+        assert record["bundles"] == [{"CPU": 1}, {"CPU": 0.5}, {"CPU": 1}]
         assert record["created"] == [record["own"]]
 
 
@@ -136,7 +135,7 @@ def test_taking_turns_changes_no_number():
     found = {}
     for placement in ("separate", "hybrid"):
         config = tiny_config("ppo").training(kl_coeff=0.05, minibatch_size=4)
-        config.env_runners(num_env_runners=2).learners(num_learners=1).resources(placement=placement)
+        config.env_runners(num_env_runners=1).learners(num_learners=1).resources(placement=placement)
         config.evaluation(evaluation_interval=1, evaluation_num_env_runners=1)
         algorithm = config.build_algo()
         try:
@@ -148,7 +147,7 @@ def test_taking_turns_changes_no_number():
             gap = algorithm.probe_sync()
         finally:
             algorithm.stop()
-        assert asleep == [placement == "hybrid"] * 2  # the last who worked were the learners
+        assert asleep == [placement == "hybrid"]  # the last who worked were the learners
         assert gap < 1e-3
         learner = results[-1]["learners"]["default_policy"]
         found[placement] = {
