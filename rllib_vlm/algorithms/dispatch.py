@@ -5,6 +5,7 @@ And what every learner is to do at once.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from rllib_vlm.env.played import Played
 from rllib_vlm.errors import SimulatorError
 
 ATTEMPTS = 3  # times work is given out before the run fails
+RESTART_S = 300.0  # for the last of all runners to come back: importing torch takes a while on a busy machine
 
 
 @dataclass(slots=True)
@@ -117,8 +119,17 @@ def play(
             found |= _by_task(call.shares[played.worker], played.items)
         if len(found) == len(tasks):
             return [item for i in sorted(found) for item in found[i]]
-        on_loss(group)
+        make_up(group, on_loss)
     raise SimulatorError(f"env runners died {ATTEMPTS} times during {method}; see their logs")
+
+
+def make_up(group: EnvRunnerGroup, on_loss: Callable[[EnvRunnerGroup], object]) -> None:
+    """Has `on_loss` bring runners back; where none is left, until one is there, or `RESTART_S` are over."""
+    end = time.monotonic() + RESTART_S
+    on_loss(group)
+    while not workers(group) and time.monotonic() < end:
+        time.sleep(0.5)
+        on_loss(group)
 
 
 def workers(group: EnvRunnerGroup) -> list[int]:

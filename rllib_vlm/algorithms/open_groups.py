@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from rllib_vlm.algorithms.dispatch import ATTEMPTS, Call, workers
+from rllib_vlm.algorithms.dispatch import ATTEMPTS, Call, make_up, workers
 from rllib_vlm.env.tasks import Task
 from rllib_vlm.errors import SimulatorError
 
@@ -96,5 +96,5 @@ class Holders:
                 for number in found:
                     self._of.pop(number, None)
                 return dict(sorted(found.items()))
-            on_loss(group)
+            make_up(group, on_loss)
         raise SimulatorError(f"env runners died {ATTEMPTS} times during {_METHOD}; see their logs")

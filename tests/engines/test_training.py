@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ def algorithm(ray_cluster: None) -> Iterator[Any]:
 
 def engine_processes() -> list[psutil.Process]:
     """Of this test's own cluster."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if " ".join(process.cmdline()).startswith("ray::VLLMEngine")
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # or a zombie, which has no command line any more
+            if " ".join(process.cmdline()).startswith("ray::VLLMEngine"):
+                found.append(process)
+    return found
 
 
 def test_engines_have_the_learners_weights_after_every_update(algorithm):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rllib_vlm.algorithms.dispatch import play
+from rllib_vlm.algorithms.dispatch import ATTEMPTS, play
 from rllib_vlm.env.played import Played
 from rllib_vlm.errors import ModelError, SimulatorError
 
@@ -71,7 +71,19 @@ def test_all_dead_at_once_and_brought_back():
     assert run(group, restore=restore)[0] == [0, 2, 4, 6, 8, 10, 12]
 
 
-def test_runners_that_stay_dead_end_the_run():
+def test_the_last_of_all_runners_is_waited_for():
+    group = Group(1, dying=(1,))
+    asked = []
+
+    def restore(group):
+        asked.append(1)
+        group.alive = [1] if len(asked) > ATTEMPTS + 1 else []
+
+    assert run(group, restore=restore)[0] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_runners_that_stay_dead_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rllib_vlm.algorithms.dispatch.RESTART_S", 0.0)
     with pytest.raises(SimulatorError, match="double"):
         run(Group(1, dying=(1,)))
 

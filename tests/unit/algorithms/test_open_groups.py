@@ -91,6 +91,7 @@ def test_what_a_runner_held_that_stays_dead_goes_to_others():
     assert group.calls[1] == {1: ([1, 3, 4, 5], 2)}
 
 
-def test_runners_that_stay_dead_end_the_run():
+def test_runners_that_stay_dead_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rllib_vlm.algorithms.dispatch.RESTART_S", 0.0)
     with pytest.raises(SimulatorError, match="play_open_groups"):
         play(Holders(), Group(1, dying=(1,)), range(2), 1)
