@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,22 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> 
         read_pickle(file)
 
 
+def test_a_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    """One that memorises under a number of billions made the reader in C ask for 16 bytes each."""
+    file = tmp_path / "m.pkl"
+    file.write_bytes(
+        b"\x80\x02}r\xff\xff\xff\xff" + b"G?\xf0" + bytes(6) + b"G@" + bytes(7) + b"\x86X\x01\0\0\0as."
+    )
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom rllib_vlm.sims.streetview.mapping import read_pickle\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\nprint(read_pickle(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "{(1.0, 2.0): 'a'}\n", done.stderr
+
+
 def test_torn_and_missing_files_are_named(tmp_path: Path) -> None:
     whole = pickle.dumps({(1.0, 2.0): "a" * 50})
     for cut in (0, 1, 5, len(whole) // 2, len(whole) - 1):
@@ -93,7 +111,8 @@ def test_torn_and_missing_files_are_named(tmp_path: Path) -> None:
             read_pickle(tmp_path / "m.pkl")
     with pytest.raises(DataError, match="neither"):
         read_mapping(tmp_path / "nowhere")
-    for text in ("{", "[]", '{"panoramas": [[1, 2]]}', '{"panoramas": [[1, 2, "a/b"]]}'):
+    for text in ("{", "[]", '{"panoramas": [[1, 2]]}', '{"panoramas": [[1, 2, "a/b"]]}',
+                 f'{{"panoramas": [[1{"0" * 400}, 2, "a"]]}}'):  # fmt: skip
         (tmp_path / "m.json").write_text(text)
         with pytest.raises(DataError, match=r"m\.json"):
             read_json(tmp_path / "m.json")
