@@ -192,6 +192,22 @@ def test_every_problem_is_listed(data: Path) -> None:
         open_folder(data)
 
 
+def test_numbers_and_sizes_beyond_reason_are_problems_like_others(data: Path) -> None:
+    huge = {**BEND, "milestone_info": milestones(("9" * 5000 + " (north)", None), ("9 (north)", None))}
+    (data / "route_infos.json").write_text(json.dumps([[huge], 1]))
+    names = sorted(panoramas().values())
+    (data / "street_views" / f"{names[0]}.metadata.json").write_text(f'{{"rotation": 1{"0" * 400}}}')
+    jpeg = bytearray((data / "street_views" / f"{names[1]}.jpg").read_bytes())
+    at = jpeg.index(b"\xff\xc0") + 5  # height and width of the frame
+    jpeg[at : at + 4] = b"\xff\xff\xff\xff"
+    (data / "street_views" / f"{names[1]}.jpg").write_bytes(jpeg)
+    problems = check_folder(data)
+    for part in ("route 0: milestone 1 has no to_next", f"{names[0]}.metadata.json: OverflowError",
+                 f"{names[1]}.jpg: Image size"):  # fmt: skip
+        assert sum(part in problem for problem in problems) == 1, part
+    assert len(problems) == 3 and all(len(problem) < 300 for problem in problems)
+
+
 def test_splits_without_a_file_share_no_route_with_training(data: Path) -> None:
     records = [record([(0, n), (0, 60)], BEND["milestone_info"]) for n in range(40)]
     (data / "route_infos.json").write_text(json.dumps([records, 40]))
