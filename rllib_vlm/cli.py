@@ -75,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         app(args=list(sys.argv[1:] if argv is None else argv), prog_name="rllib")
     except RLlibVLMError as error:
         _refuse(error)
+    except OSError as error:  # a full disk, a folder that may not be written: no fault in here
+        if error.errno is None:
+            raise
+        _refuse(RLlibVLMError(": ".join(map(str, filter(None, (error.filename, error.strerror))))))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -149,9 +153,13 @@ def train_file(
         from rllib_vlm.config.runner import safe_name
 
         folder = Path(resume).name
-        experiments = [e for e in experiments if folder.startswith(safe_name(e.name))][:1]
-        if not experiments:
-            raise RLlibVLMError(f"{folder} was started by none of the experiments in {file}")
+        named = [e for e in experiments if folder.startswith(safe_name(e.name))]
+        if not named:
+            raise RLlibVLMError(
+                f"{folder} has the name of none of the experiments in {file}; give --resume a file with the one "
+                "that it was started by alone"
+            )
+        experiments = [max(named, key=lambda e: len(safe_name(e.name)))]  # a name may begin with another
     _run(
         experiments,
         storage=storage,
@@ -210,6 +218,9 @@ def evaluate(
         )
         typer.echo(str(table_file))
         return
+    if output is not None:  # what cannot be written is told before minutes are played
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
     prepared = evaluation.prepare(folder, episodes=episodes, split=split, overrides=overrides or ())
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
     metrics = prepared.run()
@@ -219,10 +230,9 @@ def evaluate(
     Console().print(table)
     typer.echo(f"checkpoint: {folder}")
     text = json.dumps({"checkpoint": str(folder), **metrics})
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
     typer.echo(text)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
 
 
 @app.command()

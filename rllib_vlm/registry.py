@@ -125,6 +125,8 @@ def resolve(table: str, name: str) -> Any:
         raise RLlibVLMError(f"{table} {name!r}: cannot import {module!r}: {error}") from error
     except AttributeError as error:
         raise RLlibVLMError(f"{table} {name!r}: module {module!r} has no {attribute!r}") from error
+    except Exception as error:  # whatever a module of the user's raises while it is imported
+        raise RLlibVLMError(f"{table} {name!r}: cannot import {module!r}: {error}") from error
 
 
 def _rows(table: str) -> dict[str, str]:

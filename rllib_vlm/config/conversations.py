@@ -52,13 +52,16 @@ def write_conversations(
             "prompting",
             [f"no {name!r}.{did_you_mean(name, _KNOWN)} Known: {', '.join(_KNOWN)}" for name in unknown],
         )
+    options = prompting.get("parser_options") or {}
+    if not isinstance(options, Mapping):
+        raise ConfigErrors("prompting", [f"parser_options must be a mapping of options, not {options!r}"])
     writer = ConversationWriter(file)
     simulator = make_simulator()
     try:
         actions = simulator.actions
         parser = build_parser(
             prompting.get("parser", "json" if actions.is_text else "no_think"),
-            **prompting.get("parser_options", {}),
+            **options,
         )
         shows_images = "images" in simulator.observation_space.spaces
         renderer = PromptRenderer(

@@ -79,7 +79,10 @@ def parse_yaml(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
-        document.errors.append(f"{Mark(source, line)}: not YAML: {error.problem or error.context}")
+        problem = error.problem or error.context or ""
+        if problem.startswith("but "):  # it goes on with what the context says
+            problem = f"{error.context}, {problem}"
+        document.errors.append(f"{Mark(source, line)}: not YAML: {problem}")
     except yaml.YAMLError as error:
         document.errors.append(f"{source}: not YAML: {' '.join(str(error).split())}")
     except RecursionError:

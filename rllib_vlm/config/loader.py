@@ -161,7 +161,7 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
         return []
     try:
         module = runpy.run_path(str(path), run_name="rllib_vlm_experiment")
-    except Exception as error:  # noqa: BLE001  (whatever the user's file raises is a mistake in it)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (whatever the user's file raises is a mistake in it)
         errors.append(f"{path}:{_line_of(error, path)}: {type(error).__name__}: {error}")
         return []
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -176,9 +176,12 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
         errors.append(f"{path}: `config` names no algorithm; use a class such as VLMPPOConfig")
         return []
     stop = module.get("stop") or {}
-    if not isinstance(stop, dict):
+    if not isinstance(stop, dict) or not all(isinstance(value, int | float) for value in stop.values()):
         errors.append(f"{path}: `stop` must be a dict of metric to number, not {stop!r}")
         return []
+    num_samples = wishes.data.get("num_samples", module.get("num_samples", 1))
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        errors.append(f"{path}: `num_samples` must be a whole number above 0, not {num_samples!r}")
     if wishes.data.get("config"):
         apply_sections(config, wishes, ("config",), errors)
     for key in wishes.data:
@@ -192,7 +195,7 @@ def _load_python(path: Path, wishes: Document, errors: list[str]) -> list[Experi
         config=config,
         env=config.env if isinstance(config.env, str) else None,
         stop={**stop, **wishes.data.get("stop", {})},
-        num_samples=wishes.data.get("num_samples", module.get("num_samples", 1)),
+        num_samples=num_samples,
         metric=module.get("metric"),
         mode=module.get("mode"),
         source=str(path),

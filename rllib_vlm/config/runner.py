@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import signal
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,6 +27,7 @@ from rllib_vlm.algorithms import supply
 from rllib_vlm.algorithms.checkpointing import CheckpointedAlgorithm
 from rllib_vlm.algorithms.placement import Demand
 from rllib_vlm.config.experiment import VARIANTS_CHECKED, Experiment
+from rllib_vlm.config.lock import held
 from rllib_vlm.config.progress import MetricStopper, ProgressLines
 from rllib_vlm.config.quiet import quiet
 from rllib_vlm.config.records import KeepFiles, Records
@@ -53,7 +58,12 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
     if ray.is_initialized():
         return
     if address is not None:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RLlibVLMError(
+                f"--ray-address {address}: no cluster can be joined there: {' '.join(str(error).split())}"
+            ) from error
         return
     ray.init(
         address=None if num_cpus is None else "local",
@@ -88,8 +98,8 @@ def run(
         changes: how long a resumed run may be now, and who learns.
 
     Raises:
-        RLlibVLMError: a trial asks for more than the machine has, the folder to resume holds no run, or the folder
-            of a new one holds something.
+        RLlibVLMError: a trial asks for more than the machine has, the folder to resume holds no run, the folder
+            of a new one holds something, or another process trains in it.
     """
     if resume is not None and (overwrite or name is not None):
         raise RLlibVLMError(
@@ -97,14 +107,25 @@ def run(
         )
     register(experiment)
     check_placement(experiment)
-    if resume is None:
-        folder, tuner = _new(experiment, storage, name, overwrite=overwrite)
+    if resume is not None:
+        folder = resumable(resume)
     else:
-        folder, tuner = _restore(experiment, resume, changes or Changes())
+        claim(storage, name, overwrite=overwrite)
+        folder = _folder(storage, name) if name is not None else _unused(storage, experiment)
+    with held(folder):
+        if resume is not None:
+            tuner = _restore(experiment, folder, changes or Changes())
+        else:
+            tuner = _new(experiment, folder, overwrite=overwrite)
+        return _fit(experiment, folder, tuner)
+
+
+def _fit(experiment: Experiment, folder: str | Path, tuner: tune.Tuner) -> Outcome:
     outcome = Outcome(folder=Path(str(folder)))
     try:
         print(f"run folder: {folder}", flush=True)  # noqa: T201
-        results = tuner.fit()
+        with _terminated_as_interrupted():
+            results = tuner.fit()
     except KeyboardInterrupt:
         outcome.interrupted = True
         return outcome
@@ -119,6 +140,19 @@ def run(
         not r.metrics or not r.metrics.get("done", missing) for r in results if r.error is None
     )
     return outcome
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which Slurm, Kubernetes and `kill` end a run, does what Ctrl-C does: its notes are written."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def register(experiment: Experiment) -> None:
@@ -178,13 +212,16 @@ def claim(storage: str | Path, name: str | None, *, overwrite: bool = False) -> 
     """Refuses the name of a run folder that is taken; needs no Ray.
 
     Raises:
-        RLlibVLMError: there is a run of that name which is not to be overwritten, or something that is no run.
+        RLlibVLMError: nothing can be written to `storage`; there is a run of that name which is not to be
+            overwritten, or something that is no run.
     """
+    if name is None and overwrite:
+        raise RLlibVLMError("--overwrite replaces the run of a name: give --name too")
+    folder = _folder(storage, name or "")
+    if isinstance(folder, Path):
+        _require_writable(folder.parent)
     if name is None:
-        if overwrite:
-            raise RLlibVLMError("--overwrite replaces the run of a name: give --name too")
         return
-    folder = _folder(storage, name)
     run = tune.Tuner.can_restore(str(folder))
     if run and isinstance(folder, str) and overwrite:
         raise RLlibVLMError(f"{folder} is not on this machine and is not overwritten; take another --name")
@@ -206,23 +243,40 @@ def _folder(storage: str | Path, name: str) -> str | Path:
     """Where a run of that name is: a folder, or a URI."""
     if "://" in str(storage):
         return f"{str(storage).rstrip('/')}/{safe_name(name)}"
-    return Path(storage).expanduser().resolve() / safe_name(name)
+    try:
+        return Path(storage).expanduser().resolve() / safe_name(name)
+    except (OSError, RuntimeError) as error:  # a home that nobody has, a link to itself
+        raise RLlibVLMError(f"--storage {storage}: {error}") from error
 
 
-def _new(
-    experiment: Experiment, storage: str | Path, name: str | None, *, overwrite: bool
-) -> tuple[str | Path, tune.Tuner]:
-    claim(storage, name, overwrite=overwrite)
-    if name is None:
-        name = f"{safe_name(experiment.name)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-        while isinstance(folder := _folder(storage, name), Path) and folder.exists():
-            name += "_1"
-    folder = _folder(storage, name)
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+def _require_writable(storage: Path) -> None:
+    """Finds a full or read-only disk out before anything starts."""
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=storage) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise RLlibVLMError(
+            f"--storage {storage}: no run can be written there: {error.strerror}; give another folder"
+        ) from error
+
+
+def _unused(storage: str | Path, experiment: Experiment) -> str | Path:
+    """The experiment's name and the time."""
+    name = f"{safe_name(experiment.name)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    while isinstance(folder := _folder(storage, name), Path) and folder.exists():
+        name += "_1"
+    return folder
+
+
+def _new(experiment: Experiment, folder: str | Path, *, overwrite: bool) -> tune.Tuner:
+    if overwrite and isinstance(folder, Path):
+        for old in folder.iterdir():  # the folder itself stays: it is locked
+            old.unlink() if old.is_symlink() or not old.is_dir() else shutil.rmtree(old)
+    place, _, name = str(folder).rpartition("/")
     trial_name = partial(_trial_name, safe_name(f"{experiment.algorithm.__name__}_{experiment.env or 'env'}"))
     several = experiment.num_samples > 1 or _has_samplers(experiment.config)
-    tuner = tune.Tuner(
+    return tune.Tuner(
         experiment.algorithm,
         param_space=experiment.config,
         tune_config=tune.TuneConfig(
@@ -237,8 +291,8 @@ def _new(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            name=safe_name(name),
-            storage_path=str(storage) if isinstance(folder, str) else str(folder.parent),
+            name=name,
+            storage_path=place or "/",
             stop=MetricStopper(experiment.stop) if experiment.stop else None,
             checkpoint_config=tune.CheckpointConfig(**experiment.checkpoints.model_dump()),
             failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
@@ -252,7 +306,6 @@ def _new(
             verbose=0,
         ),
     )
-    return folder, tuner
 
 
 def resumable(resume: str | Path) -> Any:
@@ -273,16 +326,37 @@ def resumable(resume: str | Path) -> Any:
     return folder
 
 
-def _restore(experiment: Experiment, resume: str | Path, changes: Changes) -> tuple[str | Path, tune.Tuner]:
-    folder = resumable(resume)
+def _restore(experiment: Experiment, folder: str | Path, changes: Changes) -> tune.Tuner:
+    try:
+        tuner = tune.Tuner.restore(
+            str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True
+        )
+    except ValueError as error:  # Tune's, where the algorithm or the names of settings are others
+        raise RLlibVLMError(
+            f"{folder} was not started by the experiment {experiment.name!r} of {experiment.source} as it is now: "
+            f"{_difference(str(error))}. Give --resume the file it was started with."
+        ) from error
+    except Exception as error:  # pickles that are torn raise anything
+        raise RLlibVLMError(
+            f"{folder} cannot be resumed: its tuner.pkl cannot be read ({type(error).__name__}: {error}). Its "
+            "checkpoints are not touched: rllib evaluate and rllib export take them."
+        ) from error
     if isinstance(folder, Path):
         whole = issubclass(experiment.algorithm, CheckpointedAlgorithm)
         for sentence in make_ready(folder, changes=changes, manifests=whole):
             print(sentence, flush=True)  # noqa: T201
-    tuner = tune.Tuner.restore(
-        str(folder), trainable=experiment.algorithm, param_space=experiment.config, resume_errored=True
-    )
-    return folder, tuner
+    return tuner
+
+
+def _difference(refusal: str) -> str:
+    """What Tune's refusal to restore says: two names of an algorithm, or two lists of all settings."""
+    now, separator, then = refusal.partition("Expected:")
+    if not separator:
+        return " ".join(refusal.rpartition("Got ")[2].rstrip(".").split())
+    settings = [set(re.findall(r"'([^']*)'", part)) for part in (now.partition("Got:")[2], then)]
+    only = sorted(settings[0] ^ settings[1])
+    more = f" and {len(only) - 5} more" if len(only) > 5 else ""
+    return f"only one of them has the settings {', '.join(only[:5])}{more}"
 
 
 def _trial_name(stem: str, trial: Any) -> str:

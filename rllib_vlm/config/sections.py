@@ -16,7 +16,7 @@ import gymnasium as gym
 
 from rllib_vlm import registry
 from rllib_vlm.callbacks import configured
-from rllib_vlm.config.document import Document, Path
+from rllib_vlm.config.document import SAMPLER_NAMES, Document, Path
 from rllib_vlm.config.samplers import contains_sampler, is_sampler, to_tune
 from rllib_vlm.errors import RLlibVLMError, did_you_mean
 
@@ -31,6 +31,7 @@ _CLASS_KEYS = {
 }
 # Those of them whose classes may have options: `{gallery: {every: 5}}`.
 _CALLBACK_KEYS = frozenset({"callbacks_class", "evaluation_callbacks"})
+_SAMPLED = "training: {lr: {grid_search: [1.0e-6, 1.0e-5]}}"
 # Keywords whose values RLlib takes apart before it looks at them.
 _MAPPING_KEYS = frozenset({"env_config", "evaluation_config", "model_config"})
 
@@ -87,7 +88,13 @@ def _apply(
     if len(errors) > before:
         return
     for key in _MAPPING_KEYS & keywords.keys():
-        if not (keywords[key] is None or isinstance(keywords[key], dict)):
+        if is_sampler(written[key]):
+            name = next(iter(written[key]))
+            errors.append(
+                f"{document.mark((*path, key))}: {key}: {name} stands for a value, not for all of {key}: "
+                f"write it below the keys that vary, such as {{size: {{{name}: [...]}}}}"
+            )
+        elif not (keywords[key] is None or isinstance(keywords[key], dict)):
             errors.append(
                 f"{document.mark((*path, key))}: {key} must be a mapping, not {keywords.pop(key)!r}"
             )
@@ -118,11 +125,12 @@ def _refusal(config: Any, section: str, keywords: dict[str, Any]) -> str | None:
 
 
 def _long_form(document: Document, path: Path, section: str) -> tuple[Document, Path]:
-    """`callbacks: [a, {b: {option: 1}}]` for `callbacks: {callbacks_class: [a, {b: {option: 1}}]}`."""
+    """`callbacks: [a, {b: {option: 1}}]` for `callbacks: {callbacks_class: [a, {b: {option: 1}}]}`; or a mapping."""
     value = document.data
     for key in path:
         value = value[key]
-    if section == "callbacks" and isinstance(value, str | list):
+    named = isinstance(value, dict) and bool(value) and value.keys() <= set(registry.names("callbacks"))
+    if section == "callbacks" and (named or isinstance(value, str | list)):
         short = document.child(*path)
         marks = {("callbacks_class", *p): mark for p, mark in short.marks.items()}
         return Document({"callbacks_class": value}, {(): document.mark(path), **marks}), ()
@@ -282,6 +290,8 @@ def _keywords(config_class: type, section: str) -> Iterator[str]:
 
 def _unknown_section(section: str, known: dict[str, tuple[str, ...]]) -> str:
     message = f"unknown section {section!r} of `config:`."
+    if section in SAMPLER_NAMES:
+        return f"{message} It stands for a value: write it below a section's key, such as {_SAMPLED}"
     homes = [name for name, keys in known.items() if section in keys]
     if homes:
         return f"{message} `{section}` belongs under {_under(homes)}."
@@ -293,6 +303,8 @@ def _unknown_section(section: str, known: dict[str, tuple[str, ...]]) -> str:
 
 def _unknown_key(section: str, key: str, known: dict[str, tuple[str, ...]]) -> str:
     message = f"{section}: unknown key {key!r}."
+    if key in SAMPLER_NAMES:
+        return f"{message} It stands for a value, not for a section: write it below a key, such as {_SAMPLED}"
     homes = [name for name, keys in known.items() if key in keys]
     if homes:
         return f"{message} `{key}` belongs under {_under(homes)}."

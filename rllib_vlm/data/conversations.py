@@ -240,8 +240,15 @@ def _image_problems(name: str, folder: Path) -> Iterator[str]:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         yield f"image {name!r} is no path below the file's own folder"
-    elif "\0" in name or not (folder / name).is_file():
-        yield f"image {name!r} is missing in {folder}"
+    elif not _is_file(folder, name):
+        yield f"image {name[:200]!r} is missing in {folder}"
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    try:
+        return "\0" not in name and (folder / name).is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def _image_names(item: dict[str, Any]) -> list[str]:

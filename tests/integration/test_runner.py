@@ -17,6 +17,7 @@ from rllib_vlm.config import runner
 from rllib_vlm.config.checkpoints import find_checkpoint
 from rllib_vlm.config.evaluation import prepare
 from rllib_vlm.config.loader import load
+from rllib_vlm.config.lock import held
 from rllib_vlm.config.resuming import Changes
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
@@ -246,6 +247,35 @@ def test_a_trial_no_machine_can_hold_is_refused(tmp_path: Path):
     assert not list(tmp_path.glob("big*"))
 
 
+def test_a_run_is_resumed_by_the_file_that_started_it_only(tmp_path: Path):
+    text = f"""
+a:
+  run: PPO
+  env: CartPole-v1
+  stop: {{training_iteration: 1}}
+  config:
+    environment: {{env_config: {{}}}}
+{SMALL}"""
+    (experiment,) = load(write(tmp_path, text))
+    folder = runner.run(experiment, storage=tmp_path, name="run").folder
+    (other,) = load(
+        write(tmp_path, text.replace("env_config: {}", "env_config: {sutton_barto_reward: true}"))
+    )
+    with pytest.raises(
+        RLlibVLMError, match=r"only one of them has the settings env_config/sutton_barto_reward\."
+    ):
+        runner.run(other, resume=folder)
+    (other,) = load(write(tmp_path, "a: {run: IMPALA, env: CartPole-v1}"))
+    with pytest.raises(RLlibVLMError, match="identifier 'IMPALA' but expected 'PPO'. Give --resume the file"):
+        runner.run(other, resume=folder)
+    with held(folder), pytest.raises(RLlibVLMError, match="another process trains in it"):
+        runner.run(experiment, storage=tmp_path, name="run", overwrite=True)
+    (folder / "tuner.pkl").write_bytes(b"")
+    with pytest.raises(RLlibVLMError, match=r"its tuner\.pkl cannot be read \(EOFError"):
+        runner.run(experiment, resume=folder)
+    assert find_checkpoint(folder).is_dir()
+
+
 def test_resume_needs_a_run(tmp_path: Path):
     (experiment,) = load(
         write(tmp_path, "a: {run: PPO, env: CartPole-v1, config: {env_runners: {num_env_runners: 0}}}")
@@ -261,7 +291,8 @@ def test_safe_names(name: str, safe: str):
     assert runner.safe_name(name) == safe
 
 
-def test_an_interrupt_before_the_first_result_is_an_interrupt(tmp_path: Path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_the_first_result_is_an_interrupt(sent: signal.Signals, tmp_path: Path):
     code = "import sys; from rllib_vlm.cli import main; main(sys.argv[1:])"
     arguments = ["train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--storage", str(tmp_path)]
     with subprocess.Popen(
@@ -274,7 +305,7 @@ def test_an_interrupt_before_the_first_result_is_an_interrupt(tmp_path: Path):
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("run folder:"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(sent)
                 break
         said = process.stdout.read()
     assert process.returncode == 130

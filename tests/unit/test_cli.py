@@ -200,6 +200,47 @@ def test_a_folder_that_is_taken_is_refused_and_only_a_run_is_overwritten(
     assert (tmp_path / "mine" / "thesis.tex").exists() and (tmp_path / "file").exists()
 
 
+@pytest.mark.parametrize("storage", ["~no-such-user", "file/below", "x" * 300])
+def test_a_storage_that_cannot_be_written_is_refused_before_ray_starts(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import ray
+
+    before = ray.is_initialized()  # other tests may have a cluster up
+    lake = Path(LAKE).resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ((), ("--name", "a")):
+        assert run("train", "file", lake, "--storage", storage, *name) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --storage ") and error.count("\n") == 1, error
+    assert ray.is_initialized() == before
+
+
+def test_what_the_machine_refuses_is_one_line_with_the_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert run("example", "get", "spoc", "-o", tmp_path / "file" / "a.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert f"{tmp_path / 'file'}" in error and "Not a directory" in error
+
+
+def test_of_several_experiments_the_one_with_the_longest_name_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "two.yaml"
+    file.write_text(FILE.replace("x:", "lake:") + FILE.replace("x:", "lake_text:"))
+    chosen = []
+    monkeypatch.setattr(cli, "_run", lambda experiments, **_: chosen.extend(e.name for e in experiments))
+    for folder in ("lake_2026-01-31_12-00-00", "lake_text_2026-01-31_12-00-00"):
+        assert run("train", "file", file, "--resume", folder) == 0
+    assert chosen == ["lake", "lake_text"]
+    assert run("train", "file", file, "--resume", "mine") == 2
+    assert "has the name of none of the experiments" in capsys.readouterr().err
+
+
 def test_a_resumed_run_may_be_longer_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "tuner.pkl").touch()
     resume = ("train", "file", LAKE, "--resume", tmp_path)

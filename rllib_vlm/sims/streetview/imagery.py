@@ -101,10 +101,10 @@ class FolderSource:
             try:
                 with PIL.Image.open(file, formats=("JPEG",)) as picture:
                     width, height = picture.size
-            except OSError as error:
+            except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
                 found.append(f"{file.name}: {error if file.is_file() else 'missing'}")
                 continue
-            if file == whole and not 1.9 <= width / height <= 2.1:
+            if file == whole and not 1.9 * height <= width <= 2.1 * height:
                 found.append(f"{file.name}: {width}x{height} is not twice as wide as high")
         return found
 
@@ -114,7 +114,7 @@ class FolderSource:
             rotation = json.loads(file.read_text(encoding="utf-8"))["rotation"]
             if isinstance(rotation, bool) or not math.isfinite(rotation):
                 raise ValueError(f"rotation is {rotation!r}")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise DataError(f"{file}: {type(error).__name__}: {error}") from error
         return float(rotation)
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from rllib_vlm.errors import DataError
+from rllib_vlm.files import write_text
 from rllib_vlm.sims.streetview.geo import Geocode
 
 PICKLE, JSON = "gps_pano_mapping.pkl", "gps_pano_mapping.json"
 _LARGEST_BYTES = 1 << 30
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    """Python's own in Python: the memo of the one in C takes as much memory as a hostile file says."""
+
     def find_class(self, module: str, name: str) -> Any:
         raise DataError(f"it asks for {module}.{name}: a mapping needs plain tuples and strings only")
 
@@ -59,7 +62,7 @@ def read_json(path: Path) -> dict[Geocode, str]:
         return _checked({(latitude, longitude): pano_id for latitude, longitude, pano_id in rows})
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{path} is no mapping in JSON: {type(error).__name__}: {error}") from error
 
 
@@ -67,7 +70,7 @@ def write_json(path: Path, mapping: Mapping[Geocode, str]) -> None:
     """Writes what `read_json` reads; floats keep every bit."""
     rows = [[latitude, longitude, pano_id] for (latitude, longitude), pano_id in mapping.items()]
     content = {"format": "rllib_vlm.gps_pano_mapping", "version": 1, "panoramas": rows}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
 
 
 def read_mapping(folder: Path) -> dict[Geocode, str]:

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rllib_vlm.errors import DataError
+from rllib_vlm.errors import DataError, quote
 from rllib_vlm.sims.streetview.geo import Geocode
 
 # A block ends at a line that holds nothing but its bracket, so a landmark may have brackets in its name.
 _BLOCK = re.compile(r"\{\s*\n(.*?)\n\s*\}", re.DOTALL)
-_HEADING = re.compile(r"\s*(\d+)\s*\(([^()]+)\)\s*")
+_HEADING = re.compile(r"\s*(\d{1,9})\s*\(([^()]+)\)\s*")
 
 Degrees = Annotated[float, Field(allow_inf_nan=False)]
 Place2 = tuple[Degrees, Degrees]
@@ -145,7 +145,7 @@ def _milestones(route: Route, original: bool) -> tuple[Milestone, ...]:
         if match is None:
             raise DataError(
                 f"milestone {len(found) + 1} has no to_next_intersection_heading such as '177 (south)' "
-                f"but {heading!r}"
+                f"but {heading if heading is None else quote(heading)}"
             )
         found.append(Milestone(int(match[1]), match[2], fields.get("landmarks")))
     if len(found) != len(route.geocodes):

@@ -127,6 +127,15 @@ def test_python_files_define_config_and_maybe_stop(write):
             "from ray.rllib.algorithms.ppo import PPOConfig\nconfig = PPOConfig()\nstop = 3",
             "`stop` must be a dict",
         ),
+        (
+            "from ray.rllib.algorithms.ppo import PPOConfig\nconfig = PPOConfig()\nstop = {'a': 'b'}",
+            "`stop` must be a dict of metric to number",
+        ),
+        (
+            "from ray.rllib.algorithms.ppo import PPOConfig\nconfig = PPOConfig()\nnum_samples = 'many'",
+            "`num_samples` must be a whole number above 0, not 'many'",
+        ),
+        ("x = 1\nraise SystemExit(0)", "x.py:2: SystemExit: 0"),
     ],
 )
 def test_mistakes_in_python_files(write, text: str, words: str):

@@ -105,6 +105,13 @@ def test_samplers_arrive_as_tunes_objects_also_inside_a_nested_dict():
         ("callbacks: [{gallery: {evry: 5}}]", "callbacks: gallery takes no 'evry'. Did you mean 'every'?"),
         ("callbacks: {callbacks_class: [{gallery: {every: 0}}]}", "every is 0"),
         ("callbacks: [{gallery: 5}]", "not 5"),
+        ("callbacks: {gallery: {evry: 5}}", "callbacks: gallery takes no 'evry'. Did you mean 'every'?"),
+        ("grid_search: [1]", "It stands for a value: write it below a section's key"),
+        ("training: {uniform: [0, 1]}", "It stands for a value, not for a section"),
+        (
+            "environment:\n  env_config: {choice: [{a: 1}]}",
+            "f:2: env_config: choice stands for a value, not for all of",
+        ),
         ("callbacks: [gallery, {report: {every: 5}}]", "report takes no 'every'"),
         ("training:\n  lr: {uniform: [2, 1]}", "f:2: training.lr: {uniform: [2, 1]}: lower"),
     ],

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,22 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> 
         read_pickle(file)
 
 
+def test_a_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    """One that memorises under a number of billions made the reader in C ask for 16 bytes each."""
+    file = tmp_path / "m.pkl"
+    file.write_bytes(
+        b"\x80\x02}r\xff\xff\xff\xff" + b"G?\xf0" + bytes(6) + b"G@" + bytes(7) + b"\x86X\x01\0\0\0as."
+    )
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom rllib_vlm.sims.streetview.mapping import read_pickle\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\nprint(read_pickle(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "{(1.0, 2.0): 'a'}\n", done.stderr
+
+
 def test_torn_and_missing_files_are_named(tmp_path: Path) -> None:
     whole = pickle.dumps({(1.0, 2.0): "a" * 50})
     for cut in (0, 1, 5, len(whole) // 2, len(whole) - 1):
@@ -93,7 +111,8 @@ def test_torn_and_missing_files_are_named(tmp_path: Path) -> None:
             read_pickle(tmp_path / "m.pkl")
     with pytest.raises(DataError, match="neither"):
         read_mapping(tmp_path / "nowhere")
-    for text in ("{", "[]", '{"panoramas": [[1, 2]]}', '{"panoramas": [[1, 2, "a/b"]]}'):
+    for text in ("{", "[]", '{"panoramas": [[1, 2]]}', '{"panoramas": [[1, 2, "a/b"]]}',
+                 f'{{"panoramas": [[1{"0" * 400}, 2, "a"]]}}'):  # fmt: skip
         (tmp_path / "m.json").write_text(text)
         with pytest.raises(DataError, match=r"m\.json"):
             read_json(tmp_path / "m.json")
@@ -171,6 +190,22 @@ def test_every_problem_is_listed(data: Path) -> None:
     assert len(problems) == 11
     with pytest.raises(DataError, match="1 broken routes.*rllib data check"):
         open_folder(data)
+
+
+def test_numbers_and_sizes_beyond_reason_are_problems_like_others(data: Path) -> None:
+    huge = {**BEND, "milestone_info": milestones(("9" * 5000 + " (north)", None), ("9 (north)", None))}
+    (data / "route_infos.json").write_text(json.dumps([[huge], 1]))
+    names = sorted(panoramas().values())
+    (data / "street_views" / f"{names[0]}.metadata.json").write_text(f'{{"rotation": 1{"0" * 400}}}')
+    jpeg = bytearray((data / "street_views" / f"{names[1]}.jpg").read_bytes())
+    at = jpeg.index(b"\xff\xc0") + 5  # height and width of the frame
+    jpeg[at : at + 4] = b"\xff\xff\xff\xff"
+    (data / "street_views" / f"{names[1]}.jpg").write_bytes(jpeg)
+    problems = check_folder(data)
+    for part in ("route 0: milestone 1 has no to_next", f"{names[0]}.metadata.json: OverflowError",
+                 f"{names[1]}.jpg: Image size"):  # fmt: skip
+        assert sum(part in problem for problem in problems) == 1, part
+    assert len(problems) == 3 and all(len(problem) < 300 for problem in problems)
 
 
 def test_splits_without_a_file_share_no_route_with_training(data: Path) -> None:
