@@ -74,7 +74,7 @@ COMPARISONS: dict[str, Comparison] = {
         start_updates=40,
         every=4,
         points=3,
-        episodes=192,
+        episodes=128,
     ),
 }
 
