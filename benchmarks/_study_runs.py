@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from benchmarks._study_report import PARTS
@@ -30,8 +31,8 @@ from rllib_vlm.sims.cards.suite import CARDS
 from rllib_vlm.sims.streetview.suite import VIRL
 from rllib_vlm.sims.suite import Suite
 
-EPISODES = 48  # of each part, each time
 STARTS = ("broad", "narrow")
+_PLAN = ("demonstrations", "start_updates", "every", "points", "episodes")  # fields of a Comparison
 ARMS = ("rl", "sft")  # the second may use what the first has used
 _SETTINGS = (
     "env_runners.num_env_runners=0",
@@ -53,6 +54,7 @@ class Comparison:
     start_updates: int
     every: int  # updates of RL from one test to the next
     points: int  # such stretches
+    episodes: int  # of each part, each time
 
 
 COMPARISONS: dict[str, Comparison] = {
@@ -63,6 +65,7 @@ COMPARISONS: dict[str, Comparison] = {
         start_updates=24,
         every=4,
         points=3,
+        episodes=48,
     ),
     "cards": Comparison(
         suite=CARDS,
@@ -71,6 +74,7 @@ COMPARISONS: dict[str, Comparison] = {
         start_updates=40,
         every=4,
         points=3,
+        episodes=128,
     ),
 }
 
@@ -89,11 +93,12 @@ class Run:
 
 
 def settings(task: str) -> dict[str, Any]:
-    """By which rows are known to be of this benchmark as it is."""
+    """By which rows are known to be of this benchmark as it is; what an example's comments say is no part of it."""
     made = COMPARISONS[task]
-    files = {arm: zlib.crc32(examples()[_example(task, arm)].read_bytes()) for arm in ARMS}
-    plan = {name: getattr(made, name) for name in ("demonstrations", "start_updates", "every", "points")}
-    return {"examples": files, "worlds": [dict(w) for w in made.worlds], **plan, "episodes": EPISODES}
+    texts = {arm: examples()[_example(task, arm)].read_text(encoding="utf-8") for arm in ARMS}
+    files = {arm: zlib.crc32(json.dumps(yaml.safe_load(text)).encode()) for arm, text in texts.items()}
+    plan = {name: getattr(made, name) for name in _PLAN}
+    return {"examples": files, "worlds": [dict(w) for w in made.worlds], **plan}
 
 
 def _example(task: str, arm: str) -> str:
@@ -110,7 +115,7 @@ def play(one: Run, folder: Path, rows: Mapping[Run, Mapping[str, Any]]) -> dict[
         _teach(one, start, say)
     config = _config(one, _example(one.task, one.arm), start)
     algorithm = config.build_algo()
-    testers = _testers(algorithm, made.suite)
+    testers = _testers(algorithm, made)
     points: list[dict[str, Any]] = []
     cpu_s, tokens, updates = 0.0, 0.0, 0
     try:
@@ -213,11 +218,11 @@ def _written(made: Comparison, config: Any, world: Mapping[str, Any], number: in
 class _Tester:
     """A part of a suite, played by the learner's own weights."""
 
-    def __init__(self, runner: Any, split: str, *, owned: bool) -> None:
-        self._runner, self._split, self._owned = runner, split, owned
+    def __init__(self, runner: Any, split: str, episodes: int, *, owned: bool) -> None:
+        self._runner, self._split, self._episodes, self._owned = runner, split, episodes, owned
 
     def __call__(self) -> dict[str, Any]:
-        tasks = [Task("heldout", seed) for seed in range(EPISODES)]
+        tasks = [Task("heldout", seed) for seed in range(self._episodes)]
         played = self._runner.play_transcripts(tasks, {"split": self._split})
         if played.error is not None:
             raise played.error
@@ -229,12 +234,12 @@ class _Tester:
             self._runner.stop()
 
 
-def _testers(algorithm: Any, suite: Suite) -> dict[str, _Tester]:
+def _testers(algorithm: Any, made: Comparison) -> dict[str, _Tester]:
     """Those of the suite's parts that words can tell of: red cards read like black ones, another city does not."""
     module = algorithm.learner_group._learner.module["default_policy"]  # noqa: SLF001
     found = {}
-    for part in suite.parts:
-        if part.name not in PARTS[suite.simulator]:
+    for part in made.suite.parts:
+        if part.name not in PARTS[made.suite.simulator]:
             continue
         runner, owned = algorithm.env_runner_group.local_env_runner, bool(part.env_config)
         if owned:
@@ -242,5 +247,5 @@ def _testers(algorithm: Any, suite: Suite) -> dict[str, _Tester]:
             config.env_config = {**config.env_config, **part.env_config}
             runner = VLMEnvRunner(config=config, worker_index=0, num_workers=0)
             runner.share_module(module)
-        found[part.name] = _Tester(runner, part.split, owned=owned)
+        found[part.name] = _Tester(runner, part.split, made.episodes, owned=owned)
     return found

@@ -8,11 +8,13 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from benchmarks._study_runs import EPISODES, settings
+from benchmarks._study_runs import COMPARISONS, settings
 from benchmarks.study import run
+from rllib_vlm.config.resources import examples
 from rllib_vlm.errors import RLlibVLMError
 
 VIRL = ("in_distribution", "rule_ood", "visual_ood")
+EPISODES = COMPARISONS["virl"].episodes
 
 
 def rate(count: int, of: int = EPISODES) -> dict[str, Any]:
@@ -86,3 +88,15 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     file.write_text(json.dumps({**rows()[0], "settings": {**settings("virl"), "every": 99}}) + "\n")
     with pytest.raises(RLlibVLMError, match="virl from broad, rl, seed 0 was run with other settings"):
         run("virl", f"out={file}")
+
+
+def test_of_an_example_only_what_it_asks_for_makes_other_settings(tmp_path, monkeypatch):
+    files = {name: tmp_path / f"{name}.yaml" for name in ("cards_ppo", "cards_sft")}
+    for name, file in files.items():
+        file.write_text(examples()[name].read_text())
+    monkeypatch.setattr("benchmarks._study_runs.examples", lambda: files)
+    before = settings("cards")
+    files["cards_ppo"].write_text("# measured since\n" + files["cards_ppo"].read_text())
+    assert settings("cards") == before
+    files["cards_ppo"].write_text(files["cards_ppo"].read_text().replace("cards: 3", "cards: 4"))
+    assert settings("cards") != before

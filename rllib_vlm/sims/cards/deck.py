@@ -17,7 +17,7 @@ Suits = Literal["black", "red", "mixed"]
 Split = Literal["train", "heldout", "rule_ood", "visual_ood"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-CARDS = 4
+CARDS = 4  # of a deal in the original
 JACK, KING = 11, 13
 NAMES = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K")  # of ranks 1 to 13
 SUITS: dict[Suits, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """Four cards, and what face cards count as."""
+    """A few cards, and what face cards count as."""
 
     cards: tuple[Card, ...]
     rule: FaceRule
@@ -80,6 +80,7 @@ def draw(
     rule: FaceRule,
     suits: Suits,
     target: int,
+    cards: int = CARDS,
     names: Sequence[str] | None = None,
 ) -> Deal:
     """A solvable deal of a split.
@@ -93,6 +94,7 @@ def draw(
         rule: what face cards count as in training.
         suits: colour of the cards in training.
         target: the number to make.
+        cards: how many are dealt.
         names: the cards to deal, by name, in place of drawn ones, whatever split they belong to.
 
     Raises:
@@ -105,20 +107,20 @@ def draw(
             raise SimulatorError(f"the split visual_ood shows the other colour, and suits {suits!r} has none")
         suits = _OTHER_SUITS[suits]
     if names is not None:
-        ranks = _ranks(names)
+        ranks = _ranks(names, cards)
         if not is_solvable(tuple(sorted(count(rank, rule) for rank in ranks)), target):
             raise SimulatorError(f"no formula makes {target} of the cards {', '.join(names)}")
     else:
-        ranks = _draw_ranks(rng, split, rule, target)
-    drawn = [SUITS[suits][int(k)] for k in rng.integers(len(SUITS[suits]), size=CARDS)]
+        ranks = _draw_ranks(rng, split, rule, target, cards)
+    drawn = [SUITS[suits][int(k)] for k in rng.integers(len(SUITS[suits]), size=cards)]
     return Deal(tuple(Card(rank, suit) for rank, suit in zip(ranks, drawn, strict=True)), rule)
 
 
-def _draw_ranks(rng: np.random.Generator, split: Split, rule: FaceRule, target: int) -> list[int]:
+def _draw_ranks(rng: np.random.Generator, split: Split, rule: FaceRule, target: int, cards: int) -> list[int]:
     for _ in range(_TRIES):
-        ranks = [int(rank) for rank in rng.integers(1, KING + 1, size=CARDS)]
+        ranks = [int(rank) for rank in rng.integers(1, KING + 1, size=cards)]
         if split == "rule_ood" and max(ranks) < JACK:
-            ranks[int(rng.integers(CARDS))] = int(rng.integers(JACK, KING + 1))
+            ranks[int(rng.integers(cards))] = int(rng.integers(JACK, KING + 1))
         if is_heldout(ranks) == (split == "train"):
             continue
         if is_solvable(tuple(sorted(count(rank, rule) for rank in ranks)), target):
@@ -128,10 +130,10 @@ def _draw_ranks(rng: np.random.Generator, split: Split, rule: FaceRule, target: 
     )
 
 
-def _ranks(names: Sequence[str]) -> list[int]:
+def _ranks(names: Sequence[str], cards: int) -> list[int]:
     wrong = [name for name in names if name not in NAMES]
-    if wrong or len(names) != CARDS:
+    if wrong or len(names) != cards:
         raise SimulatorError(
-            f"the option deal is {list(names)!r}; it must be {CARDS} of {', '.join(NAMES)} as texts"
+            f"the option deal is {list(names)!r}; it must be {cards} of {', '.join(NAMES)} as texts"
         )
     return [NAMES.index(name) + 1 for name in names]

@@ -1,4 +1,4 @@
-"""The table: four cards on green felt, two by two, so that they are large in a small picture."""
+"""The table: up to four cards on green felt, two by two, so that they are large in a small picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS, _ROWS = (0.07, 0.53), (0.03, 0.51)
 
 
 def draw_table(cards: Sequence[Card], pixels: int) -> NDArray[np.uint8]:
-    """The picture `[pixels, pixels, 3]` of four cards, in the order of reading."""
+    """The picture `[pixels, pixels, 3]` of up to four cards, in the order of reading."""
     table = Image.new("RGB", (pixels, pixels), _FELT)
     for i, card in enumerate(cards):
         corner = round(_COLUMNS[i % 2] * pixels), round(_ROWS[i // 2] * pixels)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
 from rllib_vlm.sims.base import Info, Observation, Simulator
-from rllib_vlm.sims.cards.deck import SPLITS, Deal, FaceRule, Suits, draw
+from rllib_vlm.sims.cards.deck import CARDS, SPLITS, Deal, FaceRule, Suits, draw
 from rllib_vlm.sims.cards.drawing import draw_table
 from rllib_vlm.sims.cards.grading import NO_SOLUTION, Grade, grade, read, read_as_original
 from rllib_vlm.sims.cards.solver import solutions
@@ -28,12 +28,17 @@ _RULES: dict[FaceRule, str] = {
     "rank": "J counts as 11, Q as 12 and K as 13",
 }
 _TARGETS = (1, 1000)
+_CARDS = {3: "three", 4: "four"}
+_EXAMPLES = {
+    3: ActionSet(fields={"cards": ["4", "8", "A"], "number": [4, 8, 1], "formula": "(4-1)*8=24"}),
+    4: ActionSet(fields={"cards": ["2", "8", "3", "A"], "number": [2, 8, 3, 1], "formula": "(2-1)*3*8=24"}),
+}
 _SIZES = (24, 2048)  # pixels
 _LONGEST_TEXT = 1000
 
 
 class Cards(Simulator):
-    """Four cards lie on a table; the answer is a formula that makes 24 of them.
+    """Four cards (or three) lie on a table; the answer is a formula that makes 24 of them.
 
     The GeneralPoints task of Chu et al. (arXiv 2501.17161), with pictures of our own: docs/cards.md has the rules,
     rewards and what `mode` changes.
@@ -59,7 +64,7 @@ class Cards(Simulator):
 
     ## Options of `reset`
     `split`: "train", "heldout", "rule_ood" (the other rule for face cards) or "visual_ood" (the other colour); training
-    shares no set of numbers with the others. `deal`: four cards by name, such as ["A", "5", "K", "10"].
+    shares no set of numbers with the others. `deal`: the cards by name, such as ["A", "5", "K", "10"].
 
     ## Expert
     The shortest formula that makes the target.
@@ -70,6 +75,7 @@ class Cards(Simulator):
         face_cards: what J, Q and K count as: "ten", or their "rank" (11, 12, 13).
         suits: "black", "red" or "mixed".
         target: the number to make.
+        cards: how many are dealt, 4 or 3; parity knows 4.
         tries: answers that are graded.
         image_size: pixels.
         render_mode: None or "rgb_array".
@@ -79,13 +85,11 @@ class Cards(Simulator):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 1}
-    actions: ClassVar[ActionSet] = ActionSet(
-        fields={"cards": ["2", "8", "3", "A"], "number": [2, 8, 3, 1], "formula": "(2-1)*3*8=24"}
-    )
+    actions: ClassVar[ActionSet] = _EXAMPLES[CARDS]
     reset_options: ClassVar[tuple[str, ...]] = ("split", "deal")
     splits: ClassVar[tuple[str, ...]] = SPLITS
     description: ClassVar[str] = (
-        "You solve card puzzles. Four cards lie on the table. Say which cards you see, which numbers they count as, "
+        "You solve card puzzles. Cards lie on the table. Say which cards you see, which numbers they count as, "
         "and a formula of these numbers that makes the target, with each number used exactly once. "
         "A formula has numbers, + - * / and brackets. A wrong answer is explained, and you may try again."
     )
@@ -98,6 +102,7 @@ class Cards(Simulator):
         face_cards: FaceRule = "ten",
         suits: Suits = "black",
         target: int = 24,
+        cards: int = CARDS,
         tries: int = 5,
         image_size: int = 112,
         render_mode: str | None = None,
@@ -117,17 +122,22 @@ class Cards(Simulator):
             f"{name} is {value!r}, not a whole number from {low} to {high}"
             for name, value, (low, high) in (
                 ("target", target, _TARGETS),
+                ("cards", cards, (min(_CARDS), max(_CARDS))),
                 ("tries", tries, (1, 100)),
                 ("image_size", image_size, _SIZES),
             )
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
         ]
+        if mode == "parity" and cards == min(_CARDS):
+            errors.append(f"cards is {cards}, and mode 'parity' grades {CARDS}; take mode 'fixed'")
         if errors:
             raise ConfigErrors("Cards", errors)
         self.mode = mode
         self.face_cards = face_cards
         self.suits = suits
         self.target = target
+        self.cards = cards
+        self.actions = _EXAMPLES[cards]  # type: ignore[misc]
         self.tries = tries
         self.image_size = image_size
         self.render_mode = render_mode
@@ -172,6 +182,7 @@ class Cards(Simulator):
             rule=self.face_cards,
             suits=self.suits,
             target=self.target,
+            cards=self.cards,
             names=options.get("deal"),
         )
         self._picture = draw_table(self.deal.cards, self.image_size) if self.shows_image else None
@@ -179,7 +190,8 @@ class Cards(Simulator):
         self._last: Grade | None = None
         self.over = False
         instruction = (
-            f"Make {self.target} of the four cards, each used once. A counts as 1. {_RULES[self.deal.rule]}."
+            f"Make {self.target} of the {_CARDS[self.cards]} cards, each used once. A counts as 1. "
+            f"{_RULES[self.deal.rule]}."
         )
         return self._observe(""), {"instruction": instruction, "state": self._state()}
 

@@ -52,6 +52,39 @@ def test_what_each_split_changes() -> None:
             assert all(max(deal.numbers) <= 10 for deal in found)
 
 
+@pytest.mark.parametrize("split", ["train", "heldout", "rule_ood", "visual_ood"])
+def test_three_cards_are_dealt_solved_and_split_like_four(split: str) -> None:
+    simulator = Cards(cards=3, observation="both", image_size=24)
+    parser = build_parser("json")
+    for seed in range(12):
+        observation, info = simulator.reset(seed=seed, options={"split": split})
+        assert info["instruction"].startswith("Make 24 of the three cards, ")
+        assert simulator.deal is not None and len(simulator.deal.cards) == 3
+        assert observation["text"] == f"cards: {' '.join(simulator.deal.names)}"
+        assert is_heldout([card.rank for card in simulator.deal.cards]) == (split != "train")
+        answer = parser.format(simulator.expert()(), simulator.actions)
+        assert simulator.turn(parser(answer, simulator.actions, 1).actions)[1] == 5.0
+    other = numbers(deals("train", 1, cards=3)[0])
+    simulator.reset(options={"deal": [NAMES[number - 1] for number in other]})
+    with pytest.raises(SimulatorError, match="it must be 3 of"):
+        simulator.reset(options={"deal": ["2", "8", "3", "A"]})
+
+
+def test_the_example_of_an_answer_solves_as_many_cards_as_are_dealt() -> None:
+    for cards in (3, 4):
+        simulator = Cards(cards=cards, observation="text")
+        said = dict(simulator.actions.fields)
+        simulator.reset(options={"deal": said["cards"]})
+        assert simulator.step(json.dumps(said))[1] == 5.0
+
+
+def test_parity_knows_four_cards() -> None:
+    with pytest.raises(ConfigErrors, match="cards is 3, and mode 'parity' grades 4"):
+        Cards(mode="parity", cards=3)
+    with pytest.raises(ConfigErrors, match="cards is 5, not a whole number from 3 to 4"):
+        Cards(cards=5)
+
+
 def test_the_rule_and_the_colour_may_be_the_other_way_round() -> None:
     assert {deal.rule for deal in deals("rule_ood", 5, face_cards="rank")} == {"ten"}
     found = deals("visual_ood", 10, suits="red")
