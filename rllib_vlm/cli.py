@@ -222,6 +222,9 @@ def evaluate(
         output.parent.mkdir(parents=True, exist_ok=True)
         output.open("a").close()
     prepared = evaluation.prepare(folder, episodes=episodes, split=split, overrides=overrides or ())
+    config = prepared.config
+    what = f"{config.evaluation_duration} {config.evaluation_duration_unit}"
+    typer.echo(f"checkpoint: {folder}\nplaying {what}; this may take minutes", err=True)
     runner.start_ray(address=ray_address, num_cpus=num_cpus, dashboard=False)
     metrics = prepared.run()
     table = Table("metric", "value")

@@ -222,7 +222,16 @@ def claim(storage: str | Path, name: str | None, *, overwrite: bool = False) -> 
         _require_writable(folder.parent)
     if name is None:
         return
-    run = tune.Tuner.can_restore(str(folder))
+    try:
+        run = tune.Tuner.can_restore(str(folder))
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # a scheme nobody knows, a bucket that does not answer
+        raise RLlibVLMError(
+            f"--storage {storage}: {error}; give a folder, or a URI such as s3://BUCKET/PATH"
+        ) from error
     if run and isinstance(folder, str) and overwrite:
         raise RLlibVLMError(f"{folder} is not on this machine and is not overwritten; take another --name")
     if run and not overwrite:
@@ -317,7 +326,11 @@ def resumable(resume: str | Path) -> Any:
     try:
         folder: Any = str(resume) if "://" in str(resume) else Path(resume).expanduser().resolve()
         there = bool(str(resume)) and tune.Tuner.can_restore(str(folder))
-    except (OSError, RuntimeError) as error:  # a home that nobody has, a link to itself
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a home nobody has, a link to itself, an unknown scheme
         raise RLlibVLMError(f"--resume {resume}: {error}") from error
     if not there:
         raise RLlibVLMError(

@@ -69,6 +69,10 @@ def apply_sections(config: Any, document: Document, prefix: Path, errors: list[s
                 f"not {keywords!r}"
             )
             continue
+        if is_sampler(keywords):
+            name = next(iter(keywords))
+            errors.append(f"{document.mark((*path, name))}: {_unknown_key(section, name, known)}")
+            continue
         unknown = [k for k in keywords if k not in known[section]]
         errors += [f"{document.mark((*path, k))}: {_unknown_key(section, k, known)}" for k in unknown]
         _apply(config, section, section_document, path, errors, leave_out=unknown)

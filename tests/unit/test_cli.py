@@ -200,7 +200,7 @@ def test_a_folder_that_is_taken_is_refused_and_only_a_run_is_overwritten(
     assert (tmp_path / "mine" / "thesis.tex").exists() and (tmp_path / "file").exists()
 
 
-@pytest.mark.parametrize("storage", ["~no-such-user", "file/below", "x" * 300])
+@pytest.mark.parametrize("storage", ["~no-such-user", "file/below", "x" * 300, "bogus://x"])
 def test_a_storage_that_cannot_be_written_is_refused_before_ray_starts(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -210,7 +210,7 @@ def test_a_storage_that_cannot_be_written_is_refused_before_ray_starts(
     lake = Path(LAKE).resolve()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    for name in ((), ("--name", "a")):
+    for name in (("--name", "a"), ()) if "://" not in storage else (("--name", "a"),):
         assert run("train", "file", lake, "--storage", storage, *name) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: --storage ") and error.count("\n") == 1, error
