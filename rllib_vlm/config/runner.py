@@ -82,8 +82,8 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
         )
     except Exception as error:  # such as one that gave up waiting, on a machine with much else to do
         raise RLlibVLMError(
-            f"Ray cannot be started on this machine: {' '.join(str(error).split())} If the machine is busy, try again, "
-            "with RAY_raylet_start_wait_time_s=120 in the environment for more patience."
+            f"Ray cannot be started on this machine: {' '.join(str(error).split())} If the machine is busy with "
+            "something else, try again when it is not."
         ) from error
 
 
