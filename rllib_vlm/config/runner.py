@@ -65,17 +65,26 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None, dashbo
                 f"--ray-address {address}: no cluster can be joined there: {' '.join(str(error).split())}"
             ) from error
         return
-    ray.init(
-        address=None if num_cpus is None else "local",
-        num_cpus=num_cpus,
-        include_dashboard=dashboard,
-        log_to_driver=True,
-        logging_level=logging.ERROR,
-        runtime_env={
-            "env_vars": {"PYTHONWARNINGS": "ignore::DeprecationWarning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-            "worker_process_setup_hook": "rllib_vlm.config.quiet.quiet",
-        },
-    )
+    try:
+        ray.init(
+            address=None if num_cpus is None else "local",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            runtime_env={
+                "env_vars": {
+                    "PYTHONWARNINGS": "ignore::DeprecationWarning",
+                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                },
+                "worker_process_setup_hook": "rllib_vlm.config.quiet.quiet",
+            },
+        )
+    except Exception as error:  # such as one that gave up waiting, on a machine with much else to do
+        raise RLlibVLMError(
+            f"Ray cannot be started on this machine: {' '.join(str(error).split())} If the machine is busy with "
+            "something else, try again when it is not."
+        ) from error
 
 
 def run(

@@ -224,7 +224,7 @@ def test_what_the_machine_refuses_is_one_line_with_the_place(
     assert run("example", "get", "spoc", "-o", tmp_path / "file" / "a.yaml") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert f"{tmp_path / 'file'}" in error and "Not a directory" in error
+    assert f"{tmp_path / 'file'}" in error and "File exists" in error
 
 
 def test_of_several_experiments_the_one_with_the_longest_name_is_resumed(
