@@ -83,7 +83,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level="ERROR",
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        _system_config={"metrics_report_interval_ms": 500},  # for those who read what Ray tells Prometheus
+        _system_config={"metrics_report_interval_ms": 2000},  # for those who read what Ray tells Prometheus
     )
     yield
     ray.shutdown()

@@ -13,8 +13,6 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_array
 
 from rllib_vlm.algorithms.placement import Demand
 from rllib_vlm.errors import PlacementError
@@ -219,6 +217,10 @@ class _Packing:
     def feasible(self) -> bool:
         if not self.nodes or not self.kinds:
             return not self.kinds
+        # Here, since every process of a run imports this module, and only the driver solves anything: a tenth of a start.
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import lil_array
+
         matrix = lil_array((len(self.rows), self.size))
         for i, (coefficients, _, _) in enumerate(self.rows):
             for j, value in coefficients.items():
