@@ -217,7 +217,7 @@ class _Packing:
     def feasible(self) -> bool:
         if not self.nodes or not self.kinds:
             return not self.kinds
-        # Here, since every process of a run imports this module, and only the driver solves anything: a tenth of a start.
+        # Here: every process of a run imports this module, and the driver alone solves anything; a tenth of a start.
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import lil_array
 
