@@ -123,6 +123,8 @@ def resolve(table: str, name: str) -> Any:
         if missing in _EXTRAS:
             raise MissingExtraError(f"{table} {name!r}", _EXTRAS[missing]) from error
         raise RLlibVLMError(f"{table} {name!r}: cannot import {module!r}: {error}") from error
+    except RLlibVLMError:  # which says what is missing
+        raise
     except AttributeError as error:
         raise RLlibVLMError(f"{table} {name!r}: module {module!r} has no {attribute!r}") from error
     except Exception as error:  # whatever a module of the user's raises while it is imported

@@ -268,10 +268,10 @@ def _folder(storage: str | Path, name: str) -> str | Path:
 
 
 def _require_writable(storage: Path) -> None:
-    """Finds a full or read-only disk out before anything starts."""
+    """Finds a full or read-only disk out before anything starts; makes nothing, since the run may be refused yet."""
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=storage) as file:
+        there = next(folder for folder in (storage, *storage.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x")
     except OSError as error:
         raise RLlibVLMError(

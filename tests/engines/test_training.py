@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -93,7 +94,12 @@ def test_engines_that_fit_nowhere_are_told_before_anything_starts():
     assert not engine_processes()
 
 
-UPDATES, EPISODES_PER_UPDATE = 5, 8
+# KILL_ALL=1 kills an env runner and the learner as well, each of which takes a minute more.
+VICTIMS = (
+    "ray::VLLMEngine",
+    *((WORKERS["env runner"], WORKERS["learner"]) if os.environ.get("KILL_ALL") else ()),
+)
+UPDATES, EPISODES_PER_UPDATE = 2 + len(VICTIMS), 8
 RUN = f"""
 engines:
   run: VLMPPO
@@ -118,7 +124,7 @@ engines:
 def test_a_run_under_tune_goes_on_whoever_is_killed(tmp_path: Path):
     (tmp_path / "x.yaml").write_text(RUN)
     run = Run(tmp_path, "--name", "run")
-    for title in ("ray::VLLMEngine", WORKERS["env runner"], WORKERS["learner"]):
+    for title in VICTIMS:
         run.get_further()
         run.lose(title)
     out = run.end()
