@@ -7,7 +7,7 @@ NAME ?= simulator
 
 ENGINES := .venv-engines
 
-.PHONY: train test test-fast test-engines lint format bench clean-venv
+.PHONY: train test test-fast test-long test-engines lint format bench clean-venv
 
 train: $(STAMP)
 	$(BIN)/rllib train file tuned_examples/spoc.yaml
@@ -16,7 +16,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not learning"
+	$(BIN)/python -m pytest -m "not long and not learning"
+
+# Processes that are killed, nodes that are lost, runs of the command: minutes a test.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 # vLLM wants an older transformers, so it has an environment of its own (2.4 GB beside `.venv`).
 test-engines: $(ENGINES)/.installed

@@ -50,7 +50,7 @@ class Comparison:
     suite: Suite
     # Arguments of the simulator, over the examples' own: the training world, then those a broad start also sees.
     worlds: tuple[Mapping[str, Any], ...]
-    demonstrations: int  # of each world
+    demonstrations: int  # of each world; with 0 the expert plays on as the example says, in a world drawn per episode
     start_updates: int
     every: int  # updates of RL from one test to the next
     points: int  # such stretches
@@ -69,9 +69,9 @@ COMPARISONS: dict[str, Comparison] = {
     ),
     "cards": Comparison(
         suite=CARDS,
-        worlds=({}, {"face_cards": "rank"}),
-        demonstrations=2000,
-        start_updates=40,
+        worlds=({}, {"face_cards": "mixed"}),
+        demonstrations=0,
+        start_updates=60,
         every=4,
         points=3,
         episodes=128,
@@ -178,12 +178,15 @@ def _teach(one: Run, start: Path, say: Callable[..., object]) -> None:
     """Writes the policy that both arms begin with."""
     made = COMPARISONS[one.task]
     worlds = made.worlds if one.start == "broad" else made.worlds[:1]
-    config = _config(one, _example(one.task, "sft"), None)
+    config = _config(one, _example(one.task, "sft"), None).warm_start(updates=made.start_updates)
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "demonstrations.json"
-        items = [item for i, world in enumerate(worlds) for item in _written(made, config, world, i)]
-        write_text(file, json.dumps(items))
-        config.warm_start(updates=made.start_updates, demonstrations=str(file), buffer_episodes=0)
+        if made.demonstrations:
+            file = Path(scratch) / "demonstrations.json"
+            items = [item for i, world in enumerate(worlds) for item in _written(made, config, world, i)]
+            write_text(file, json.dumps(items))
+            config.warm_start(demonstrations=str(file), buffer_episodes=0)
+        else:
+            config.env_config = {**config.env_config, **worlds[-1]}
         algorithm = config.build_algo()
         begun, tokens = time.process_time(), 0.0
         try:

@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, and then those with a cluster: the short ones even out what is left at the end."""
     cost: dict[Path, int] = {}
     for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        own = 2 if slow else int("ray_cluster" in getattr(item, "fixturenames", ()))
+        first = any(item.get_closest_marker(name) is not None for name in ("long", "learning"))
+        own = 2 if first else int("ray_cluster" in getattr(item, "fixturenames", ()))
         cost[item.path] = max(own, cost.get(item.path, 0))
     items.sort(key=lambda item: -cost[item.path])
 

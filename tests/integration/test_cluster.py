@@ -75,7 +75,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be being written
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_main_job_finishes_though_a_node_is_lost_during_rollout(
     cluster: Cluster, playing: Path, tmp_path: Path

@@ -57,7 +57,7 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     return results(folder / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300 + 600 * ROUNDS)  # every round starts Ray anew and four workers again
 def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_path: Path):
     folder = tmp_path / "a b||ü"  # no path is too odd to be resumed
@@ -94,7 +94,7 @@ def test_whoever_is_killed_the_run_ends_with_the_same_numbers(left_alone, tmp_pa
     assert json.loads((trial / "results.json").read_text())["final"]["episodes"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300 + 100 * ROUNDS)
 def test_simulators_that_are_killed_are_replaced_and_every_episode_is_counted(tmp_path: Path):
     updates = 24  # so that the run is still going when the kills come

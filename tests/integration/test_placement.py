@@ -113,6 +113,7 @@ class Recorder:
         Path(self.folder, f"{own.id.hex()}.json").write_text(json.dumps(record))
 
 
+@pytest.mark.long
 def test_trials_that_run_at_once_reserve_all_of_it(tmp_path: Path):
     """Four CPUs; a trial has 1 + 0.5 + 1 of them, so that the second waits for the first."""
     config = {
@@ -131,6 +132,7 @@ def test_trials_that_run_at_once_reserve_all_of_it(tmp_path: Path):
         assert record["created"] == [record["own"]]
 
 
+@pytest.mark.long
 def test_taking_turns_changes_no_number():
     found = {}
     for placement in ("separate", "hybrid"):

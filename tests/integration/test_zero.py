@@ -222,6 +222,7 @@ def train(config, iterations: int, restore: Path | None = None, save: Path | Non
         algorithm.stop()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_path: Path):
     whole, end = train(configuration(None, 0), 4)
@@ -238,7 +239,7 @@ def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_
     assert not list((tmp_path / "b").rglob("*.pt")), "nothing of DeepSpeed's own, which is pickled"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.long
 def test_the_example_runs_and_compiles_nothing(tmp_path: Path):
     """Two iterations of `rllib train file`, with no compiler to be found."""
     rllib = Path(sys.executable).with_name("rllib")

@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 from tiny import MODEL, tiny_config
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.learning, pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.learning]
 
 
 @pytest.mark.timeout(600)

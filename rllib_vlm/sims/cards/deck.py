@@ -13,6 +13,7 @@ from rllib_vlm.errors import SimulatorError
 from rllib_vlm.sims.cards.solver import is_solvable
 
 FaceRule = Literal["ten", "rank"]
+FaceRules = Literal["ten", "rank", "mixed"]
 Suits = Literal["black", "red", "mixed"]
 Split = Literal["train", "heldout", "rule_ood", "visual_ood"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -77,7 +78,7 @@ def draw(
     rng: np.random.Generator,
     *,
     split: Split,
-    rule: FaceRule,
+    rule: FaceRules,
     suits: Suits,
     target: int,
     cards: int = CARDS,
@@ -91,18 +92,22 @@ def draw(
     Args:
         rng: source of everything random.
         split: see above.
-        rule: what face cards count as in training.
+        rule: what face cards count as in training; "mixed" draws a rule for each deal.
         suits: colour of the cards in training.
         target: the number to make.
         cards: how many are dealt.
         names: the cards to deal, by name, in place of drawn ones, whatever split they belong to.
 
     Raises:
-        SimulatorError: there is no such card or no other colour, or the cards given have no solution.
+        SimulatorError: there is no such card, no other rule or no other colour, or the cards given have no solution.
     """
     if split == "rule_ood":
+        if rule == "mixed":
+            raise SimulatorError("the split rule_ood has the other rule, and face_cards 'mixed' has none")
         rule = _OTHER_RULE[rule]
-    elif split == "visual_ood":
+    elif rule == "mixed":
+        rule = get_args(FaceRule)[int(rng.integers(2))]
+    if split == "visual_ood":
         if suits not in _OTHER_SUITS:
             raise SimulatorError(f"the split visual_ood shows the other colour, and suits {suits!r} has none")
         suits = _OTHER_SUITS[suits]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean
 from rllib_vlm.sims.base import Info, Observation, Simulator
-from rllib_vlm.sims.cards.deck import CARDS, SPLITS, Deal, FaceRule, Suits, draw
+from rllib_vlm.sims.cards.deck import CARDS, SPLITS, Deal, FaceRule, FaceRules, Suits, draw
 from rllib_vlm.sims.cards.drawing import draw_table
 from rllib_vlm.sims.cards.grading import NO_SOLUTION, Grade, grade, read, read_as_original
 from rllib_vlm.sims.cards.solver import solutions
@@ -72,7 +72,7 @@ class Cards(Simulator):
     Args:
         mode: "fixed" or "parity".
         observation: "vision", "text" or "both".
-        face_cards: what J, Q and K count as: "ten", or their "rank" (11, 12, 13).
+        face_cards: what J, Q and K count as: "ten", their "rank" (11, 12, 13), or "mixed": either, drawn for each deal.
         suits: "black", "red" or "mixed".
         target: the number to make.
         cards: how many are dealt, 4 or 3; parity knows 4.
@@ -99,7 +99,7 @@ class Cards(Simulator):
         *,
         mode: Mode = "fixed",
         observation: ObservationKind = "vision",
-        face_cards: FaceRule = "ten",
+        face_cards: FaceRules = "ten",
         suits: Suits = "black",
         target: int = 24,
         cards: int = CARDS,
@@ -112,7 +112,7 @@ class Cards(Simulator):
             for name, value, known in (
                 ("mode", mode, get_args(Mode)),
                 ("observation", observation, get_args(ObservationKind)),
-                ("face_cards", face_cards, get_args(FaceRule)),
+                ("face_cards", face_cards, get_args(FaceRules)),
                 ("suits", suits, get_args(Suits)),
                 ("render_mode", render_mode, ("rgb_array",)),
             )

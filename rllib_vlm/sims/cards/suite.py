@@ -9,9 +9,12 @@ CARDS = Suite(
     simulator="cards",
     parts=(
         Part(name="in_distribution", split="heldout", episodes=234),
-        Part(name="rule_ood", split="rule_ood", episodes=234),
+        Part(name="rule_ood", split="rule_ood", episodes=234, only_with={"face_cards": ("ten", "rank")}),
         Part(
-            name="visual_ood", split="visual_ood", episodes=234, only_with={"observation": ("vision", "both")}
+            name="visual_ood",
+            split="visual_ood",
+            episodes=234,
+            only_with={"observation": ("vision", "both"), "suits": ("black", "red")},
         ),
     ),
 )

@@ -91,6 +91,19 @@ def test_the_rule_and_the_colour_may_be_the_other_way_round() -> None:
     assert {card.suit for deal in found for card in deal.cards} == set(SUITS["black"])
 
 
+def test_either_rule_may_be_drawn_for_each_deal_and_then_there_is_no_other() -> None:
+    found = deals("heldout", 20, face_cards="mixed")
+    assert {deal.rule for deal in found} == {"ten", "rank"}
+    simulator = Cards(observation="text", face_cards="mixed")
+    for seed in range(20):
+        _, info = simulator.reset(seed=seed, options={"split": "heldout"})
+        said = "each count as 10" if simulator.deal.rule == "ten" else "Q as 12"
+        assert said in info["instruction"]
+        assert simulator.step(simulator.expert()().actions[0])[1] == 5
+    with pytest.raises(SimulatorError, match="'mixed' has none"):
+        simulator.reset(seed=0, options={"split": "rule_ood"})
+
+
 def test_a_ten_in_place_of_a_king_is_no_new_task() -> None:
     assert is_heldout((13, 5, 2, 1)) == is_heldout((1, 2, 5, 10)) == is_heldout((11, 2, 1, 5))
 
