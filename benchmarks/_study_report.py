@@ -10,11 +10,6 @@ from typing import Any
 from rllib_vlm.callbacks.statistics import newcombe_interval
 from rllib_vlm.env.summary import wilson_interval
 
-# The tests of a suite that words can tell of, in order: a red card reads like a black one, another city does not.
-PARTS: dict[str, tuple[str, ...]] = {
-    "streetview": ("in_distribution", "rule_ood", "visual_ood"),
-    "cards": ("in_distribution", "rule_ood"),
-}
 Points = Sequence[Mapping[str, Any]]  # of one run
 _LABELS = {"rl": "RL", "sft": "SFT"}
 _COLOURS = {"rl": "#2b5f8f", "sft": "#c2703d"}

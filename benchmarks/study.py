@@ -29,7 +29,7 @@ import ray
 import torch
 
 from benchmarks._rows import read_rows
-from benchmarks._study_report import PARTS, draw, table, verdicts
+from benchmarks._study_report import draw, table, verdicts
 from benchmarks._study_runs import ARMS, COMPARISONS, STARTS, Run, play, settings
 from rllib_vlm.config.runner import start_ray
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
@@ -127,7 +127,7 @@ def _report(rows: Mapping[Run, Mapping[str, Any]], out: Path | None) -> None:
         groups.setdefault((one.task, one.start), {}).setdefault(one.arm, []).append(row["points"])
     text = []
     for (task, start), arms in groups.items():
-        names = PARTS[COMPARISONS[task].suite.simulator]
+        names = [part.name for part in COMPARISONS[task].parts]
         text.append(f"{task}, start {start}, {len(arms['rl'])} seeds\n\n{table(arms, names)}")
         draw(out.with_name(f"{out.stem}.{task}.{start}.png"), arms, names)
     write_text(out.with_suffix(".md"), "\n".join(text))
@@ -145,7 +145,7 @@ def _summary(rows: Mapping[Run, Mapping[str, Any]]) -> dict[str, Any]:
             ]
             for arm in ARMS
         }
-        for name, difference, cells in verdicts(arms, PARTS[COMPARISONS[task].suite.simulator]):
+        for name, difference, cells in verdicts(arms, [part.name for part in COMPARISONS[task].parts]):
             details |= {f"{task} from {start}, {name}: {label}": value for label, value in cells.items()}
             if headline is None and name == "rule_ood":
                 headline = difference
