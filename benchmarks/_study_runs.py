@@ -83,7 +83,7 @@ COMPARISONS: dict[str, Comparison] = {
         worlds=({}, {"face_cards": "mixed"}),
         demonstrations=0,
         start_updates=16,
-        every=8,
+        every=10,
         points=3,
         episodes=128,
     ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -240,19 +241,33 @@ def test_a_run_goes_on_with_fewer_learners_more_learners_and_another_engine(tmp_
 
 
 @pytest.mark.long
-def test_the_example_runs_and_compiles_nothing(tmp_path: Path):
-    """Two iterations of `rllib train file`, with no compiler to be found."""
-    rllib = Path(sys.executable).with_name("rllib")
+def test_the_example_runs_compiles_nothing_and_goes_on_with_other_learners(tmp_path: Path):
+    """Two iterations of `rllib train file` with no compiler to be found, then a third by ZeRO-3 on one learner."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "CC": "/nowhere/cc", "CXX": "/nowhere/c++",
         "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
     }  # fmt: skip
-    done = subprocess.run(
-        [rllib, "train", "file", "frozen_lake_deepspeed", "--stop", "training_iteration=2", "--storage", tmp_path,
-         "--name", "run", "--set", "training.groups_per_update=8", "--set", "warm_start.episodes_per_update=8"],
-        capture_output=True, text=True, env=environment, check=False, cwd=tmp_path,
+
+    def rllib(*arguments: str) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("rllib"), "train", *arguments],
+            capture_output=True, text=True, env=environment, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (trial,) = (tmp_path / "run").glob("*/result.json")
+        return [json.loads(line) for line in trial.read_text().splitlines()]
+
+    told = rllib(
+        "file", "frozen_lake_deepspeed", "--stop", "training_iteration=2", "--storage", str(tmp_path), "--name", "run",
+        "--set", "training.groups_per_update=8", "--set", "warm_start.episodes_per_update=8",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (next((tmp_path / "run").glob("*/result.json"))).read_text().splitlines()
-    assert len(lines) == 2
+    assert len(told) == 2
     assert not list((tmp_path / "extensions").glob("**/*.so"))
+    told = rllib(
+        "--resume", str(tmp_path / "run"), "--stop", "training_iteration=3",
+        "--set", "learners.num_learners=1", "--set", "learners.zero_stage=3",
+    )  # fmt: skip
+    assert [record["training_iteration"] for record in told] == [1, 2, 3]
+    learners = told[-1]["config"]
+    assert (learners["num_learners"], learners["zero_stage"]) == (1, 3)
+    assert np.isfinite(told[-1]["learners"]["default_policy"]["policy_loss"])
