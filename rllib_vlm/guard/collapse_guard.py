@@ -37,9 +37,10 @@ class CollapseGuard(RLlibCallback):
     After each update the vital signs of `guard.vitals` are compared with those of the last healthy updates. Every
     `every`th healthy update the whole state (weights, value head, optimizers, counters, task cursor, KL coefficient) is
     written into `good_states/` of the run's folder, and trusted once `proof` healthy updates have followed it. A
-    collapse, which is `patience` updates in a row with harm or with two signs of it, takes the run back to the newest
-    trusted state, with the learning rate and the clip range lowered, other random numbers and other tasks; the
-    engine's weights are loaded anew and checked by what it and the learner say of the same tokens. After
+    collapse, which is `patience` updates in a row with harm or with two signs of it, small falls of success that add up
+    to `drift`, or `lasting` updates in a row with a critic worse than none while success falls, takes the run back to
+    the newest trusted state, with the learning rate and the clip range lowered, other random numbers and other tasks;
+    the engine's weights are loaded anew and checked by what it and the learner say of the same tokens. After
     `max_rollbacks` of them, or where there is nothing to go back to, the run stops with a report: the results of that
     update still come out, the next one raises. Time and counters of the whole run go on.
 
@@ -56,6 +57,8 @@ class CollapseGuard(RLlibCallback):
         least_history: updates before anything is compared.
         z: robust deviations that are an alarm.
         patience: bad updates in a row that are a collapse.
+        drift: robust deviations of success, less half of one an update, that are a collapse when they add up to it.
+        lasting: updates in a row with a critic worse than none that are a collapse where success falls meanwhile.
         lr_factor: of the learning rates, at each rollback.
         clip_factor: of the clip range, at each rollback.
         max_rollbacks: of a run.
@@ -76,21 +79,31 @@ class CollapseGuard(RLlibCallback):
         least_history: int = 5,
         z: float = 5.0,
         patience: int = 2,
+        drift: float = 5.0,
+        lasting: int = 4,
         lr_factor: float = 0.5,
         clip_factor: float = 0.8,
         max_rollbacks: int = 3,
         bounds: Mapping[str, Sequence[float | None]] | None = None,
     ) -> None:
         super().__init__()
-        least = {"every": every, "keep": keep, "proof": proof, "window": window, "patience": patience}
+        least = {
+            "every": every,
+            "keep": keep,
+            "proof": proof,
+            "window": window,
+            "patience": patience,
+            "lasting": lasting,
+        }
         wrong = [f"{name} is {value!r}, not a whole number of 1 or more"
                  for name, value in {**least, "least_history": least_history}.items()
                  if isinstance(value, bool) or not isinstance(value, int) or value < 1]  # fmt: skip
         for name, value in (("lr_factor", lr_factor), ("clip_factor", clip_factor)):
             if not 0.0 < value <= 1.0:
                 wrong.append(f"{name} is {value!r}, not above 0 and at most 1")
-        if not z > 0.0:
-            wrong.append(f"z is {z!r}, not above 0")
+        for name, value in (("z", z), ("drift", drift)):
+            if not value > 0.0:
+                wrong.append(f"{name} is {value!r}, not above 0")
         if max_rollbacks < 0:
             wrong.append(f"max_rollbacks is {max_rollbacks!r}, not 0 or more")
         vitals: Sequence[Vital] = VITALS
@@ -103,7 +116,13 @@ class CollapseGuard(RLlibCallback):
         self._every, self._keep, self._proof = every, keep, proof
         self._lr_factor, self._clip_factor, self._max = lr_factor, clip_factor, max_rollbacks
         self._monitor = Monitor(
-            window=window, least_history=least_history, z=z, patience=patience, vitals=vitals
+            window=window,
+            least_history=least_history,
+            z=z,
+            patience=patience,
+            drift=drift,
+            lasting=lasting,
+            vitals=vitals,
         )
         self._ring: Ring | None = None
         self._last: int | None = None  # update of the state the run last went back to

@@ -8,6 +8,13 @@ Each figure is compared with its own last healthy updates by a z-score that outl
 alarm at its first small move. 1.4826 makes the median deviation that of a normal distribution's standard
 deviation (Rousseeuw and Croux 1993, "Alternatives to the Median Absolute Deviation").
 
+What falls a little each update never is far from its window. Its deviations are added up instead, less half of one an
+update, and the sum is compared with a bound: the cumulative sum chart of Page (1954, "Continuous Inspection Schemes"),
+whose bound of 5 and reference of 0.5 take some 900 updates of normal noise to a false alarm (Montgomery,
+"Introduction to Statistical Quality Control")::
+
+    s = max(0, s + z - 0.5)
+
 What collapses look like is from RAGEN's echo trap (arXiv 2504.20073: return and in-group spread fall, entropy
 falls, gradients grow) and from runs of our own (docs/results.md: entropy and unparsable answers rise together).
 """
@@ -27,6 +34,8 @@ from rllib_vlm.errors import did_you_mean
 
 _LEARNER = "learners/default_policy/"
 _NORMAL = 1.4826
+_REFERENCE = 0.5  # deviations an update that are no drift
+_SUSPECT = 1.0  # sum of a drift from which no state is trusted: it begins before it is seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +43,8 @@ class Vital:
     """One figure and how it goes bad.
 
     A vital that `decides` is harm itself: the run goes back for it. The others are signs, which are told and
-    on which nothing is done until they come together with another.
+    on which nothing is done until they come together with another; a sign that `lasts` may also come together with a
+    drift. (A critic explains nothing of returns that are all alike: at full success that is no harm.)
     """
 
     name: str
@@ -46,10 +56,12 @@ class Vital:
     floor: float = -math.inf  # beyond these it is bad whatever it was before
     ceiling: float = math.inf
     bounds_decide: bool = False  # beyond them it is harm
+    drifts: bool = False  # falls that are small each update count as well
+    lasts: bool = False  # harm where it stays bad while one that drifts is on its way down
 
 
 VITALS: tuple[Vital, ...] = (
-    Vital(name="success", path="env_runners/success_rate", worse="low", least=0.08, decides=True),
+    Vital(name="success", path="env_runners/success_rate", worse="low", least=0.08, decides=True, drifts=True),
     Vital(name="return", path="env_runners/episode_return_mean", worse="low", least=0.1, relative=True),
     Vital(
         name="parse_failures", path="env_runners/parse_failure_rate", worse="high", least=0.05, decides=True,
@@ -64,7 +76,10 @@ VITALS: tuple[Vital, ...] = (
     ),
     Vital(name="group_spread", path="env_runners/group_return_std", worse="low", least=0.15, relative=True),
     Vital(name="entropy", path=f"{_LEARNER}entropy", worse="both", least=0.15, relative=True),
-    Vital(name="explained_variance", path=f"{_LEARNER}explained_variance", worse="low", least=0.15, floor=-2.0),
+    Vital(
+        name="explained_variance", path=f"{_LEARNER}explained_variance", worse="low", least=0.15, floor=-2.0,
+        lasts=True,
+    ),
     Vital(name="sampler_gap", path=f"{_LEARNER}sampler_gap", worse="high", least=0.01, decides=True, ceiling=0.5),
     Vital(name="kl", path=f"{_LEARNER}approx_kl", worse="high", least=0.01, ceiling=1.0),
     Vital(name="grad_norm", path=f"{_LEARNER}grad_norm", worse="high", least=0.5, relative=True),
@@ -79,8 +94,10 @@ class Alarm:
     vital: str
     value: float
     usual: float  # median of the window; NaN before there is one
-    z: float  # in the direction that is worse; infinite where an absolute bound is crossed
+    # In the direction that is worse; infinite where an absolute bound is crossed, the sum where small ones add up.
+    z: float
     decides: bool
+    at_once: bool = False  # whatever patience says: it has been bad for long enough
 
     def words(self) -> str:
         before = "" if math.isnan(self.usual) else f", usually {self.usual:.4g}"
@@ -96,6 +113,8 @@ class Monitor:
         least_history: updates before anything is compared; absolute bounds hold from the first.
         z: how many deviations are too many.
         patience: updates in a row a deciding vital, or two signs together, may be bad before it is a collapse.
+        drift: what the deviations of a vital that `drifts` may add up to.
+        lasting: updates in a row a vital that `lasts` may be bad while another drifts.
         vitals: what is looked at.
     """
 
@@ -103,9 +122,14 @@ class Monitor:
     least_history: int = 5
     z: float = 5.0
     patience: int = 2
+    drift: float = 5.0
+    lasting: int = 4
     vitals: Sequence[Vital] = VITALS
     _seen: dict[str, deque[float]] = field(default_factory=dict)
+    _sums: dict[str, float] = field(default_factory=dict)  # of drifts
+    _rows: dict[str, int] = field(default_factory=dict)  # bad updates in a row of vitals that last
     _bad: int = 0  # updates in a row
+    _at_once: bool = False
     _good: int = 0  # in all
 
     def examine(self, result: Mapping[str, Any]) -> list[Alarm]:
@@ -121,6 +145,9 @@ class Monitor:
                 past.append(value)
             else:
                 alarms.append(alarm)
+        if self._ailing:
+            alarms = [self._in_the_long_run(alarm) for alarm in alarms]
+        self._at_once = any(a.at_once for a in alarms)
         grave = any(a.decides for a in alarms) or len(alarms) > 1
         self._bad = self._bad + 1 if grave else 0
         self._good += not grave
@@ -129,44 +156,71 @@ class Monitor:
     @property
     def collapsed(self) -> bool:
         """Whether patience is at its end. A policy that was never well has nothing to fall from."""
-        return self._bad >= self.patience and self._good >= self.least_history
+        return (self._bad >= self.patience or self._at_once) and self._good >= self.least_history
 
     @property
     def healthy(self) -> bool:
-        """Whether the last update gave no cause for worry."""
-        return self._bad == 0
+        """Whether the last update gave no cause for worry, so that the state after it may be gone back to."""
+        return not (self._bad or self._ailing or any(total > _SUSPECT for total in self._sums.values()))
 
     def forget_alarms(self) -> None:
         """After the run went back; the window stays, for it holds healthy updates alone."""
-        self._bad = 0
+        self._bad, self._at_once = 0, False
+        self._sums.clear()
+        self._rows.clear()
 
     def state(self) -> dict[str, Any]:
         return {
             "seen": {name: list(values) for name, values in self._seen.items()},
+            "sums": dict(self._sums),
+            "rows": dict(self._rows),
             "bad": self._bad,
             "good": self._good,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._seen = {name: deque(values, maxlen=self.window) for name, values in state["seen"].items()}
+        self._sums = dict(state.get("sums", {}))  # not there in what earlier versions wrote
+        self._rows = dict(state.get("rows", {}))
         self._bad, self._good = int(state["bad"]), int(state["good"])
 
     def _check(self, vital: Vital, value: float, past: Iterable[float]) -> Alarm | None:
+        """The alarm of one figure, if it is one; keeps count of what adds up over updates."""
+        usual, z = self._deviation(vital, value, past)
+        bad = z > self.z
+        alarm = Alarm(
+            vital=vital.name, value=value, usual=usual, z=z,
+            decides=vital.decides or (vital.bounds_decide and math.isinf(z)),
+        )  # fmt: skip
+        if vital.drifts:
+            self._sums[vital.name] = max(0.0, self._sums.get(vital.name, 0.0) + min(z, self.z) - _REFERENCE)
+            if self._sums[vital.name] > self.drift and not bad:
+                return replace(alarm, z=self._sums[vital.name], at_once=True)
+        if vital.lasts:
+            self._rows[vital.name] = self._rows.get(vital.name, 0) + 1 if bad else 0
+        return alarm if bad else None
+
+    @property
+    def _ailing(self) -> bool:
+        """Whether there is a sign of what lasts while something is on its way down."""
+        return any(self._rows.values()) and any(total > 0.0 for total in self._sums.values())
+
+    def _in_the_long_run(self, alarm: Alarm) -> Alarm:
+        long = self._rows.get(alarm.vital, 0) >= self.lasting
+        return replace(alarm, decides=True, at_once=True) if long else alarm
+
+    def _deviation(self, vital: Vital, value: float, past: Iterable[float]) -> tuple[float, float]:
+        """The window's median, and how far on the bad side of it a figure is, in robust deviations."""
         window = np.array(list(past), np.float64)
         usual = float(np.median(window)) if len(window) else math.nan
-
-        def alarm(z: float, *, decides: bool = vital.decides) -> Alarm:
-            return Alarm(vital=vital.name, value=value, usual=usual, z=z, decides=decides)
-
         if not math.isfinite(value) or value < vital.floor or value > vital.ceiling:
-            return alarm(math.inf, decides=vital.decides or vital.bounds_decide)
+            return usual, math.inf
         if len(window) < self.least_history:
-            return None
+            return usual, 0.0
         least = vital.least * abs(usual) if vital.relative else vital.least
         spread = max(_NORMAL * float(np.median(np.abs(window - usual))), least, 1e-9)
         z = (value - usual) / spread
-        z = {"high": z, "low": -z, "both": abs(z)}[vital.worse]
-        return alarm(z) if z > self.z else None
+        return usual, {"high": z, "low": -z, "both": abs(z)}[vital.worse]
 
 
 def bounded(bounds: Mapping[str, Sequence[float | None]]) -> tuple[Vital, ...]:

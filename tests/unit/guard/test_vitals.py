@@ -161,3 +161,65 @@ def test_bounds_that_are_none_are_said(bounds, said):
 
 def test_vitals_have_names_of_their_own():
     assert len({v.name for v in VITALS}) == len(VITALS)
+
+
+DRIFTING = Vital(name="harm", path="a/harm", worse="low", least=0.08, decides=True, drifts=True)
+CRITIC = Vital(name="other", path="other", worse="high", least=0.1, ceiling=9.0, lasts=True)
+
+
+def drifting(**options):
+    return healthy(Monitor(vitals=(DRIFTING, CRITIC), **options))
+
+
+def test_small_falls_that_add_up_are_a_collapse_and_no_state_is_trusted_once_they_begin():
+    watch = drifting(patience=3)
+    trusted = []
+    for fall in range(1, 20):  # never more than 4.5 deviations from the window's median
+        alarms = watch.examine(result(harm=0.8 - min(0.02 * fall, 0.36)))
+        trusted.append(watch.healthy)
+        if watch.collapsed:
+            break
+    (alarm,) = alarms
+    assert alarm.vital == "harm" and alarm.decides and alarm.z > 5.0
+    assert 6 < fall < 14
+    assert trusted[:3] == [True] * 3 and not any(trusted[7:])
+    watch.forget_alarms()
+    assert watch.examine(result()) == [] and watch.healthy
+
+
+def test_noise_about_a_level_is_no_drift():
+    watch = drifting()
+    noise = np.random.default_rng(0).normal(0.8, 0.08, size=300)
+    assert not any(watch.examine(result(harm=float(x))) and watch.collapsed for x in noise)
+
+
+def test_a_lower_level_becomes_what_is_usual():
+    watch = drifting()
+    for _ in range(60):  # a harder task
+        watch.examine(result(harm=0.73))
+        assert not watch.collapsed
+    assert watch.healthy
+
+
+def test_a_critic_of_no_use_is_harm_where_success_falls_meanwhile():
+    watch = drifting(lasting=4)
+    for _ in range(10):
+        assert [a.decides for a in watch.examine(result(other=99.0))] == [False]
+        assert watch.healthy and not watch.collapsed
+    watch = drifting(lasting=4)
+    for update in range(1, 5):
+        (alarm,) = watch.examine(result(harm=0.8 - 0.015 * update - 0.04, other=99.0))
+        assert not watch.healthy
+        assert (watch.collapsed, alarm.decides) == (update == 4, update == 4)
+
+
+def test_drifts_are_remembered_and_notes_without_them_are_read():
+    watch = drifting()
+    for _ in range(3):
+        watch.examine(result(harm=0.68))
+    again = Monitor(vitals=watch.vitals)
+    again.restore(watch.state())
+    assert again.state() == watch.state() and not again.healthy
+    old = {name: value for name, value in watch.state().items() if name not in ("sums", "rows")}
+    again.restore(old)
+    assert again.healthy
