@@ -44,8 +44,8 @@ class CollapseGuard(RLlibCallback):
     `max_rollbacks` of them, or where there is nothing to go back to, the run stops with a report: the results of that
     update still come out, the next one raises. Time and counters of the whole run go on.
 
-    Nothing that was sampled before a rollback is learnt from after it: sampling is synchronous, an update learns from
-    what was sampled for it alone, and none is kept.
+    Nothing that was sampled before a rollback is learnt from after it: batches under way and episodes that would go on
+    by newer weights are given up.
 
     Everything it does is a line of `events.jsonl` and is counted by a figure `guard/*` of the results, see `EVENTS`.
 
