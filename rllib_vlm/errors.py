@@ -71,6 +71,10 @@ class LostTurnError(ModelError):
     """An engine died each time it was asked for this turn. It costs an episode, not the run."""
 
 
+class LearnerError(RLlibVLMError, RuntimeError):
+    """A learner process died, or did not do what it was asked for."""
+
+
 class CheckpointError(RLlibVLMError, RuntimeError):
     """A checkpoint is torn, cut, changed or of something else."""
 

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
 from rllib_vlm.algorithms.description import write_description
-from rllib_vlm.algorithms.dispatch import ask_learners
+from rllib_vlm.algorithms.dispatch import ask_learners, require_learners
 from rllib_vlm.algorithms.manifest import require_whole, write_manifest
 from rllib_vlm.algorithms.run_state import RunState
 from rllib_vlm.algorithms.sampling_weights import SamplingWeights
+from rllib_vlm.core.learner import WRITTEN
 from rllib_vlm.files import new_folder, or_go_on
 
 if TYPE_CHECKING:
@@ -130,11 +132,23 @@ class CheckpointedAlgorithm(Algorithm):
 
     @override(Algorithm)
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """RLlib's; on a local disk also says of what policy it is, and has a manifest by which a torn one is known."""
+        """RLlib's; on a local disk also says of what policy it is, and has a manifest by which a torn one is known.
+
+        Raises:
+            LearnerError: a learner died while it wrote.
+            OSError: the disk is full or fails.
+        """
+        path = _absolute(path)
+        mark = Path(COMPONENT_LEARNER_GROUP, COMPONENT_LEARNER, WRITTEN)
+        if path is not None:
+            Path(path, mark).unlink(missing_ok=True)  # of what stood there before
         with self._collected():
-            where: str = super().save_to_path(_absolute(path), **kwargs)
+            where: str = super().save_to_path(path, **kwargs)
         root = Path(where)
         if root.is_dir():
+            if not (root / mark).is_file():
+                require_learners(self.learner_group)
+                raise OSError("the learner could not write its part, as its log says")
             write_description(root, self)
             self.buffer.save(root)
             if self._behind is not None:
@@ -156,13 +170,19 @@ class CheckpointedAlgorithm(Algorithm):
 
         Raises:
             CheckpointError: the checkpoint is not as it was written.
+            LearnerError: a learner died or could not read it.
         """
         where = _absolute(path)
         local = component is None and Path(where).is_dir()
         if local and not checked:
             require_whole(Path(where))
         self._drop_rollouts()
-        super().restore_from_path(where, component=component, **kwargs)
+        try:
+            super().restore_from_path(where, component=component, **kwargs)
+        except IndexError:  # RLlib found no learner in service
+            require_learners(self.learner_group)
+            raise
+        require_learners(self.learner_group)
         self._frozen = None
         if local and self.config.warm_start_buffer_episodes:
             self.buffer.load(Path(where))

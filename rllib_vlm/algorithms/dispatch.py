@@ -15,7 +15,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_vlm.env.played import Played
-from rllib_vlm.errors import SimulatorError
+from rllib_vlm.errors import LearnerError, SimulatorError
 
 ATTEMPTS = 3  # times work is given out before the run fails
 RESTART_S = 300.0  # for the last of all runners to come back: importing torch takes a while on a busy machine
@@ -154,7 +154,27 @@ def _by_task(share: Sequence[int], items: Sequence[Any]) -> dict[int, list[Any]]
 
 
 def ask_learners(group: LearnerGroup | None, method: str) -> None:
-    """Has every learner do what `method` of it does, and waits for all of them."""
+    """Has every learner do what `method` of it does, and waits for all of them.
+
+    Raises:
+        LearnerError: one of them died.
+        Exception: what one of them raised.
+    """
     assert group is not None
-    for result in group.foreach_learner(func=lambda learner: getattr(learner, method)()):
+    results = list(group.foreach_learner(func=lambda learner: getattr(learner, method)()))
+    require_learners(group)
+    for result in results:
         result.get()
+
+
+def require_learners(group: LearnerGroup) -> None:
+    """RLlib passes over learners that died or raised, as if the others were all.
+
+    Raises:
+        LearnerError: there are such, as far as the last call found out.
+    """
+    if not group.is_local and (lost := len(group) - group._worker_manager.num_healthy_actors()):  # noqa: SLF001
+        raise LearnerError(
+            f"{lost} of {len(group)} learner processes died or failed; what stands above in the log says why. With "
+            "`max_failures` a run goes on from its last checkpoint."
+        )

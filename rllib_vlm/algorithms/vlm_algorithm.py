@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_vlm import registry
 from rllib_vlm.algorithms.buffer import DemonstrationBuffer
+from rllib_vlm.algorithms.dispatch import require_learners
 from rllib_vlm.algorithms.driver_credit import charge_kl, give_credit
 from rllib_vlm.algorithms.engine_sync import EngineSync
 from rllib_vlm.algorithms.placed import PlacedAlgorithm
@@ -285,6 +286,7 @@ class VLMAlgorithm(SamplingAlgorithm):
                 results = self.learner_group.update(episodes=episodes, plan=plan, timesteps=timesteps)
             else:
                 results = self.learner_group.update(episodes_refs=shards, plan=plan, timesteps=timesteps)
+                require_learners(self.learner_group)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         if config.one_step_off_policy and self.run_state.phase == "rl":
             return  # runners that sample get them when they are through

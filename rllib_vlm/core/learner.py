@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import os
 import time
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pyarrow.fs import LocalFileSystem
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -46,7 +48,10 @@ from rllib_vlm.losses.reduce import normalizer, reduce
 from rllib_vlm.models.adapters import lora_off
 from rllib_vlm.types import SamplingParams
 
+logger = logging.getLogger(__name__)
+
 _REFERENCE = "reference"
+WRITTEN = "written"  # a file
 
 
 class VLMTorchLearner(TorchLearner):
@@ -344,6 +349,27 @@ class VLMTorchLearner(TorchLearner):
             tensors = convert_to_torch_tensor(own["state"], device=self._device)
             states[name.removeprefix(f"{DEFAULT_MODULE_ID}_")] = {**own, "state": tensors}
         self._engine.load_optimizer_states(states)
+
+    @override(Learner)
+    def save_to_path(self, path: Any = None, *, filesystem: Any = None, **kwargs: Any) -> str:
+        """RLlib's, with an empty file `WRITTEN` behind all the rest.
+
+        RLlib passes over a remote learner that dies while it writes, so that only what it wrote tells. One that raises
+        it takes out of service, for which a full disk is no reason: then there is no such file, and no more.
+
+        Raises:
+            OSError: the disk is full or fails, and this learner is its algorithm's own.
+        """
+        try:
+            where: str = super().save_to_path(path, filesystem=filesystem, **kwargs)
+            with (filesystem or LocalFileSystem()).open_output_stream(f"{where}/{WRITTEN}"):
+                pass
+        except OSError as error:
+            if self.config.num_learners == 0:
+                raise
+            logger.error("A learner could not write its part of a checkpoint: %s", error)
+            return str(path)
+        return where
 
     def collect(self) -> None:
         """Before the first learner gives its state: what lies on several learners comes to it. All must take part."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rllib_vlm.core.columns import GROUP, INDEX, VLMColumns
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.errors import CheckpointError, LearnerError
 from rllib_vlm.types import Detection
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -126,3 +129,49 @@ def test_a_learner_that_fails_does_not_leave_the_others_waiting():
                 update.result(timeout=120)
     finally:
         group.shutdown()
+
+
+def _dies(*args, **kwargs):
+    os._exit(1)
+
+
+def _raises(*args, **kwargs):
+    raise OSError("no space left on device")
+
+
+def arm(algorithm, method, fault):
+    """The learner's module, which it writes and reads in the middle of its own part, ends it or raises."""
+    algorithm.learner_group.foreach_learner(func=lambda learner: vars(learner.module).update({method: fault}))
+
+
+@pytest.mark.parametrize("fault", [_dies, _raises])
+def test_what_a_learner_did_not_write_is_no_checkpoint_and_what_it_did_not_read_is_no_state(tmp_path, fault):
+    config = (
+        tiny_config("ppo").training(groups_per_update=1).learners(num_learners=1, num_cpus_per_learner=0.5)
+    )
+    algorithm = config.build_algo()
+    try:
+        whole = algorithm.save_to_path(str(tmp_path / "whole"))
+        arm(algorithm, "restore_from_path", fault)
+        with pytest.raises(LearnerError, match="1 of 1 learner processes"):
+            algorithm.restore_from_path(whole)
+    finally:
+        algorithm.stop()
+    algorithm = config.build_algo()
+    try:
+        algorithm.restore_from_path(whole)
+        arm(algorithm, "save_to_path", fault)
+        for place in (tmp_path / "torn", Path(whole)):  # nor is what stood there before
+            with pytest.raises(LearnerError if fault is _dies else OSError, match="learner"):
+                algorithm.save_to_path(str(place))
+            with pytest.raises(CheckpointError, match="is damaged"):
+                algorithm.restore_from_path(str(place))
+            if fault is _dies:
+                break
+        if fault is _dies:
+            with pytest.raises(LearnerError, match="1 of 1 learner processes"):
+                algorithm.train()
+        else:  # a full disk ends the write and not the run
+            assert algorithm.train()["num_updates"] == 1
+    finally:
+        algorithm.stop()
