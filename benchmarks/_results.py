@@ -20,7 +20,16 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
 _BEGIN, _END = "<!-- results: written by `python -m benchmarks plot` -->", "<!-- end of results -->"
 _GOOD, _BAD, _PALE = "#2f7d4f", "#b8433b", "#9aa3ad"
-_PHASES = ("#3b78b8", "#7fb0dd", "#b0883a", "#d9c08a", "#6b8e5a", "#8a6fae", "#c9ced4")
+_PHASES = {  # of sampling, of learning, between the two
+    "generating": "#3b78b8",
+    "simulating": "#7fb0dd",
+    "rendering prompts": "#b9d3ea",
+    "sampling, the rest": "#d8e4ee",
+    "credit": "#e3c98b",
+    "rows and packing": "#c9a94f",
+    "learning": "#b0883a",
+    "weights to engines": "#6b8e5a",
+}
 
 
 def keep(result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
@@ -166,8 +175,8 @@ def _draw_profile(axes: Any, profile: Mapping[str, Any] | None) -> None:
         axes.text(0.5, 0.5, "not measured yet", ha="center", transform=axes.transAxes)
         return
     left = 0.0
-    for (phase, seconds), colour in zip(profile["details"]["phases"].items(), _PHASES, strict=False):
-        axes.barh(0, seconds, left=left, color=colour, label=f"{phase} {seconds:.1f} s")
+    for phase, seconds in profile["details"]["phases"].items():
+        axes.barh(0, seconds, left=left, color=_PHASES.get(phase, _PALE), label=f"{phase} {seconds:.2g} s")
         left += seconds
     axes.set(xlabel="seconds", xlim=(0, left))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55), ncols=4, fontsize=8, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55), ncols=3, fontsize=7.5, columnspacing=1.0, frameon=False)
