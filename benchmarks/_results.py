@@ -179,4 +179,11 @@ def _draw_profile(axes: Any, profile: Mapping[str, Any] | None) -> None:
         axes.barh(0, seconds, left=left, color=_PHASES.get(phase, _PALE), label=f"{phase} {seconds:.2g} s")
         left += seconds
     axes.set(xlabel="seconds", xlim=(0, left))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55), ncols=3, fontsize=7.5, columnspacing=1.0, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.55),
+        ncols=3,
+        fontsize=7.5,
+        columnspacing=1.0,
+        frameon=False,
+    )
