@@ -38,6 +38,7 @@ from rllib_vlm.algorithms.vlm_config import VLMAlgorithmConfig
 from rllib_vlm.batching.sharding import shard_groups, trajectory_tokens
 from rllib_vlm.connectors.trajectories import by_group, to_trajectory
 from rllib_vlm.core.columns import GROUP, INDEX, SUCCESS
+from rllib_vlm.core.heap import give_back
 from rllib_vlm.core.probe import log_ratio_max
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import UpdatePlan, learning_rate
@@ -124,6 +125,7 @@ class VLMAlgorithm(SamplingAlgorithm):
         state.advance(self.config)
         if state.phase != "warm_start":
             self.buffer.clear()  # with their pictures; nothing reads them any more
+        give_back()
 
     def _imitate(self) -> None:
         config, state = self.config, self.run_state

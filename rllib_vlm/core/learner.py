@@ -39,6 +39,7 @@ from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.engines import make_engine
 from rllib_vlm.core.engines.base import Engine
 from rllib_vlm.core.engines.lockstep import Lockstep, pieces_of
+from rllib_vlm.core.heap import give_back
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
 from rllib_vlm.core.offload import move
 from rllib_vlm.core.step_guard import StepFigures
@@ -111,6 +112,7 @@ class VLMTorchLearner(TorchLearner):
             if self.distributed:  # the others wait for this learner's gradients: let them fail at once too
                 dist.destroy_process_group()
             raise
+        give_back()
         return result
 
     def begin(self, plan: UpdatePlan) -> None:

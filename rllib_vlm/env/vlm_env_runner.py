@@ -25,6 +25,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
+from rllib_vlm.core.heap import give_back
 from rllib_vlm.core.rl_module import FROZEN
 from rllib_vlm.data import Conversation, RecordedEpisode, open_demonstrations
 from rllib_vlm.env.conversations import told_episode
@@ -241,6 +242,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
             items, error = work(), None
         except RLlibVLMError as raised:  # a mistake of the user's, not a fault of this actor
             items, error = [], raised
+        give_back()
         return Played(worker=self.worker_index or 0, items=items, metrics=self.get_metrics(), error=error)
 
     def _read_demonstrations(self, indices: Sequence[int], path: str) -> list[SingleAgentEpisode]:
