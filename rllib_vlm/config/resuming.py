@@ -124,9 +124,10 @@ def make_ready(folder: Path, *, changes: Changes, manifests: bool) -> list[str]:
             trial.set_status(Trial.PENDING)
         if trial.status != Trial.TERMINATED:
             going_on += 1
-            trial.config.update(changes.config)
+            # What Tune makes the trial's settings of anew, where some of them are no JSON, is a copy of its own.
+            for config in (trial.config, vars(trial)["_Trial__unresolved_config"]):
+                config.update({**changes.config, **changes.learners})
             if changes.learners:
-                trial.config.update(changes.learners)
                 trial.create_placement_group_factory()
             if manifests:
                 told += _adopt(trial, folder / trial.storage.trial_dir_name)

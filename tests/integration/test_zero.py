@@ -264,7 +264,7 @@ def test_the_example_runs_compiles_nothing_and_goes_on_with_other_learners(tmp_p
     assert len(told) == 2
     assert not list((tmp_path / "extensions").glob("**/*.so"))
     told = rllib(
-        "--resume", str(tmp_path / "run"), "--stop", "training_iteration=3",
+        "file", "frozen_lake_deepspeed", "--resume", str(tmp_path / "run"), "--stop", "training_iteration=3",
         "--set", "learners.num_learners=1", "--set", "learners.zero_stage=3",
     )  # fmt: skip
     assert [record["training_iteration"] for record in told] == [1, 2, 3]
