@@ -22,6 +22,6 @@ def give_back() -> None:
 def _malloc_trim() -> Callable[[int], int] | None:
     """`malloc_trim(3)` of glibc; None with another C library."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):
         return None

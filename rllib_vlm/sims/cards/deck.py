@@ -26,6 +26,7 @@ SUITS: dict[Suits, tuple[str, ...]] = {
     "red": ("hearts", "diamonds"),
     "mixed": ("spades", "clubs", "hearts", "diamonds"),
 }
+_RULES: tuple[FaceRule, ...] = get_args(FaceRule)
 _OTHER_RULE: dict[FaceRule, FaceRule] = {"ten": "rank", "rank": "ten"}
 _OTHER_SUITS: dict[Suits, Suits] = {"black": "red", "red": "black"}
 _HELDOUT_SHARE = 5  # one set of numbers in this many is held out
@@ -101,24 +102,28 @@ def draw(
     Raises:
         SimulatorError: there is no such card, no other rule or no other colour, or the cards given have no solution.
     """
-    if split == "rule_ood":
-        if rule == "mixed":
-            raise SimulatorError("the split rule_ood has the other rule, and face_cards 'mixed' has none")
-        rule = _OTHER_RULE[rule]
-    elif rule == "mixed":
-        rule = get_args(FaceRule)[int(rng.integers(2))]
+    said = _rule(rng, split, rule)
     if split == "visual_ood":
         if suits not in _OTHER_SUITS:
             raise SimulatorError(f"the split visual_ood shows the other colour, and suits {suits!r} has none")
         suits = _OTHER_SUITS[suits]
     if names is not None:
         ranks = _ranks(names, cards)
-        if not is_solvable(tuple(sorted(count(rank, rule) for rank in ranks)), target):
+        if not is_solvable(tuple(sorted(count(rank, said) for rank in ranks)), target):
             raise SimulatorError(f"no formula makes {target} of the cards {', '.join(names)}")
     else:
-        ranks = _draw_ranks(rng, split, rule, target, cards)
+        ranks = _draw_ranks(rng, split, said, target, cards)
     drawn = [SUITS[suits][int(k)] for k in rng.integers(len(SUITS[suits]), size=cards)]
-    return Deal(tuple(Card(rank, suit) for rank, suit in zip(ranks, drawn, strict=True)), rule)
+    return Deal(tuple(Card(rank, suit) for rank, suit in zip(ranks, drawn, strict=True)), said)
+
+
+def _rule(rng: np.random.Generator, split: Split, rule: FaceRules) -> FaceRule:
+    """What face cards count as in a deal of this split."""
+    if rule == "mixed":
+        if split == "rule_ood":
+            raise SimulatorError("the split rule_ood has the other rule, and face_cards 'mixed' has none")
+        return _RULES[int(rng.integers(len(_RULES)))]
+    return _OTHER_RULE[rule] if split == "rule_ood" else rule
 
 
 def _draw_ranks(rng: np.random.Generator, split: Split, rule: FaceRule, target: int, cards: int) -> list[int]:
