@@ -121,7 +121,7 @@ def run(
     else:
         claim(storage, name, overwrite=overwrite)
         folder = _folder(storage, name) if name is not None else _unused(storage, experiment)
-    with held(folder):
+    with held(folder), _terminated_as_interrupted():
         if resume is not None:
             tuner = _restore(experiment, folder, changes or Changes())
         else:
@@ -133,8 +133,7 @@ def _fit(experiment: Experiment, folder: str | Path, tuner: tune.Tuner) -> Outco
     outcome = Outcome(folder=Path(str(folder)))
     try:
         print(f"run folder: {folder}", flush=True)  # noqa: T201
-        with _terminated_as_interrupted():
-            results = tuner.fit()
+        results = tuner.fit()
     except KeyboardInterrupt:
         outcome.interrupted = True
         return outcome
@@ -153,7 +152,10 @@ def _fit(experiment: Experiment, folder: str | Path, tuner: tune.Tuner) -> Outco
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which Slurm, Kubernetes and `kill` end a run, does what Ctrl-C does: its notes are written."""
+    """SIGTERM, by which Slurm, Kubernetes and `kill` end a run, does what Ctrl-C does: its notes are written.
+
+    Ray's own handler, there since Ray was started, aborts the process.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return

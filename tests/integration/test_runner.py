@@ -295,18 +295,21 @@ def test_safe_names(name: str, safe: str):
 def test_an_interrupt_before_the_first_result_is_an_interrupt(sent: signal.Signals, tmp_path: Path):
     code = "import sys; from rllib_vlm.cli import main; main(sys.argv[1:])"
     arguments = ["train", "file", "tuned_examples/frozen_lake_grpo.yaml", "--storage", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--name", "stopped"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with (
+        (tmp_path / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, "--name", "stopped"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("run folder:"):
                 process.send_signal(sent)
                 break
         said = process.stdout.read()
-    assert process.returncode == 130
+    assert process.returncode == 130, (tmp_path / "stderr").read_text()
     assert f"--resume {tmp_path / 'stopped'}" in said
