@@ -1,11 +1,11 @@
 """What the collapse guard is worth: faults put into a real short run, with the guard and without it.
 
 `python -m benchmarks collapse [PART ...] [healthy=10] [seeds=3] [processes=2] [out=FILE]`. A part is a fault's name or
-`undisturbed`; by default all are run: 5 faults, once without the guard and `seeds` times with it, and 10 undisturbed
+`undisturbed`; by default all are run: 5 faults, `seeds` times without the guard and as often with it, and 10 undisturbed
 runs with it. Undisturbed runs of different seeds end some 8 points from one another, so a fault's mean over its seeds
 is held against the mean of undisturbed runs of the same seeds.
 FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
-warm start, faults strike after `STRIKE` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
+warm start, faults strike as `FAULTS` says in `UPDATES` updates, success is that of 200 held-out lakes at the end.
 
 Each run is a process of one thread, `processes` of them side by side. Each adds a line to `FILE` as it ends; runs that
 stand there are not run again, so that an interrupted benchmark goes on, and the warm start is kept beside it.
@@ -42,7 +42,7 @@ from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 from rllib_vlm.files import append_json_line, new_folder
 from rllib_vlm.guard.collapse_guard import EVENTS_FILE
 
-UPDATES, STRIKE = 22, 8
+UPDATES = 22
 _SETTINGS = (
     "env_runners.num_env_runners=0",
     "env_runners.num_envs_per_env_runner=32",
@@ -64,7 +64,15 @@ _SETTINGS = (
 _GUARD: dict[str, Any] = {"every": 2}
 _MARGIN = 0.05  # of success, within which a run ends as if nothing had been
 _UNDISTURBED = "undisturbed"
-Fault = Callable[[Any, bool], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What goes wrong in a run; a run that went back is spared the rest of it."""
+
+    strike: Callable[[Any, bool], None]  # begins it, or ends it, in an algorithm
+    updates: int  # that it lasts
+    after: int = 8  # updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +91,7 @@ def run(*arguments: str) -> dict[str, Any]:
     """Headline: faults, of those tried, after which the guarded run ends within 5 points of the undisturbed one."""
     options = _options(arguments)
     wanted = _wanted(options)
-    rows = read_rows(options.out, Run, ("fault", "guarded", "seed"), lambda _: settings())
+    rows = read_rows(options.out, Run, ("fault", "guarded", "seed"), settings)
     missing = [one for one in wanted if one not in rows]
     if missing:
         with _kept(options.out) as begun:
@@ -92,7 +100,7 @@ def run(*arguments: str) -> dict[str, Any]:
                 for one, row in _played(missing, begun):
                     rows[one] = row
                     if options.out is not None:
-                        append_json_line(options.out, {**asdict(one), **row, "settings": settings()})
+                        append_json_line(options.out, {**asdict(one), **row, "settings": settings(one)})
             finally:
                 ray.shutdown()
     return _summary({one: rows[one] for one in wanted})
@@ -135,18 +143,28 @@ def _wanted(options: _Options) -> list[Run]:
     compared = options.seeds if faults else 0
     healthy = max(compared, options.healthy if _UNDISTURBED in options.parts else 0)
     return [
-        *(Run(fault=name, guarded=False) for name in faults),
-        *(Run(fault=name, seed=seed) for seed in range(options.seeds) for name in faults),
+        *(
+            Run(fault=name, guarded=guarded, seed=seed)
+            for guarded in (False, True)
+            for seed in range(options.seeds)
+            for name in faults
+        ),
         *(Run(fault=_UNDISTURBED, seed=seed) for seed in range(healthy)),
     ]
 
 
-def settings() -> dict[str, Any]:
-    """By which rows are known to be of this benchmark as it is."""
-    faults = {name: updates for name, (_, updates) in FAULTS.items()}
-    example = zlib.crc32(examples()["frozen_lake_ppo"].read_bytes())
-    overrides = list(_SETTINGS)
-    return {"example": example, "overrides": overrides, "guard": _GUARD, "strike": STRIKE, "faults": faults}
+def settings(one: Run) -> dict[str, Any]:
+    """By which a row is known to be of this benchmark as it is."""
+    fault = FAULTS.get(one.fault)
+    return {
+        **_beginning(),
+        "guard": _GUARD,
+        "fault": fault and {"after": fault.after, "updates": fault.updates},
+    }
+
+
+def _beginning() -> dict[str, Any]:
+    return {"example": zlib.crc32(examples()["frozen_lake_ppo"].read_bytes()), "overrides": list(_SETTINGS)}
 
 
 @contextmanager
@@ -154,7 +172,7 @@ def _kept(out: Path | None) -> Iterator[Path]:
     """Where the warm start of these settings stands: beside `out`, or for this once."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        digest = zlib.crc32(json.dumps(settings()).encode())
+        digest = zlib.crc32(json.dumps(_beginning()).encode())
         yield out.absolute().with_name(f"{out.name}.{digest:08x}.begun")
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -253,7 +271,7 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
         config.callbacks(configured("guard", **_GUARD))
     algorithm = config.build_algo()
     found: dict[str, Any] = {"success": 0.0, "stopped": ""}
-    strike, updates = FAULTS.get(one.fault, (None, 0))
+    fault = FAULTS.get(one.fault)
     training: list[float | None] = []
     active = False
     algorithm.restore_from_path(str(begun))
@@ -262,10 +280,11 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
         if not one.guarded:
             algorithm.learner_group.foreach_learner(func=_unchecked)
         while (state := algorithm.run_state).phase != "finished":
-            wanted = STRIKE <= state.updates < STRIKE + updates and not state.rollbacks
-            if strike is not None and wanted != active:
-                strike(algorithm, wanted)
-                active = wanted
+            if fault is not None:
+                wanted = 0 <= state.updates - fault.after < fault.updates and not state.rollbacks
+                if wanted != active:
+                    fault.strike(algorithm, wanted)
+                    active = wanted
             training.append(look_up(algorithm.train(), "env_runners/success_rate"))
         found["success"] = float(state.evaluations["final"]["success_rate"])
     except (RLlibVLMError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -298,7 +317,7 @@ def _step(learner: Any) -> None:
     learner._step_metrics.add_gradient(norm)  # noqa: SLF001
 
 
-# Faults: begun before update STRIKE, and ended some updates later or as soon as the run has gone back.
+# Faults: begun after some updates, and ended some updates later or as soon as the run has gone back.
 
 
 def _learning_rate(algorithm: Any, begins: bool) -> None:
@@ -381,11 +400,11 @@ def _replace(algorithm: Any, method: str, by: Callable[..., None] | None) -> Non
         setattr(algorithm, method, partial(by, algorithm))
 
 
-# Name -> what is done, and for how many updates.
-FAULTS: dict[str, tuple[Fault, int]] = {
-    "learning_rate": (_learning_rate, 1),
-    "flipped_rewards": (_flipped_rewards, 10),
-    "nan_gradients": (_nan_gradients, 3),
-    "stale_weights": (_stale_weights, 10),
-    "corrupted_value_head": (_corrupted_value_head, 8),
+FAULTS: dict[str, Fault] = {
+    "learning_rate": Fault(strike=_learning_rate, updates=1),
+    "flipped_rewards": Fault(strike=_flipped_rewards, updates=10),
+    "nan_gradients": Fault(strike=_nan_gradients, updates=3),
+    # An engine to which no weights come stays so until somebody sees it, and evaluation is played by it too.
+    "stale_weights": Fault(strike=_stale_weights, after=2, updates=UPDATES),
+    "corrupted_value_head": Fault(strike=_corrupted_value_head, updates=8),
 }

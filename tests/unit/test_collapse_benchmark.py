@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from benchmarks.collapse import FAULTS, run, settings
+from benchmarks.collapse import FAULTS, Run, run, settings
 from rllib_vlm.errors import RLlibVLMError
 
 
 def row(fault, success, *, guarded=True, seed=0, **more):
     return {
         "fault": fault, "guarded": guarded, "seed": seed, "success": success, "warm_start": 0.5, "rollbacks": 0,
-        "stopped": "", "cpu_s": 50.0, "settings": settings(), **more,
+        "stopped": "", "cpu_s": 50.0, "settings": settings(Run(fault=fault)), **more,
     }  # fmt: skip
 
 
@@ -27,7 +27,10 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     names = list(FAULTS)
     rows = [row("undisturbed", 0.8, seed=seed) for seed in range(10)]
     rows[3] |= {"rollbacks": 1}
-    rows += [row(name, 0.1, guarded=False) for name in names[1:]] + [row(names[0], 0.76, guarded=False)]
+    rows += [row(name, 0.1, guarded=False, seed=seed) for name in names[1:] for seed in range(3)]
+    rows += [
+        row(names[0], success, guarded=False, seed=seed) for seed, success in enumerate((0.76, 0.9, 0.7))
+    ]
     rows += [row(name, 0.76, rollbacks=1, seed=seed) for name in names[:-1] for seed in range(3)]
     rows += [row(names[-1], success, seed=seed) for seed, success in enumerate((0.9, 0.9))]
     rows += [row(names[-1], 0.0, seed=2, stopped="no healthy state")]
@@ -42,12 +45,12 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     assert details[f"{names[-1]}, guarded: success"] == 0.6
     assert details[f"{names[-1]}, guarded: from undisturbed runs of the same seeds"] == -0.2
     assert details[f"{names[-1]}, guarded: stopped"] == "no healthy state"
-    assert details["CPU-seconds, all runs"] == 30 * 50.0
+    assert details["CPU-seconds, all runs"] == 40 * 50.0
 
 
 def test_seeds_are_compared_with_undisturbed_runs_of_the_same_seeds(tmp_path):
     rows = [row("undisturbed", success, seed=seed) for seed, success in enumerate((0.8, 0.5, 0.1))]
-    rows += [row("nan_gradients", 0.0, guarded=False)]
+    rows += [row("nan_gradients", 0.0, guarded=False, seed=seed) for seed in (0, 1)]
     rows += [row("nan_gradients", success, seed=seed) for seed, success in enumerate((0.78, 0.44))]
     found = run("nan_gradients", "undisturbed", "healthy=3", "seeds=2", written(tmp_path, rows))
     assert (found["value"], found["unit"]) == (1, "of 1 faults survived")
@@ -80,6 +83,15 @@ def test_wrong_arguments_are_told_before_anything_starts(arguments, said):
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
-    out = written(tmp_path, [row("undisturbed", 0.8, settings={**settings(), "strike": 1})])
+    out = written(
+        tmp_path,
+        [
+            row(
+                "undisturbed",
+                0.8,
+                settings={**settings(Run(fault="undisturbed")), "fault": {"after": 1, "updates": 1}},
+            )
+        ],
+    )
     with pytest.raises(RLlibVLMError, match="undisturbed, guarded, seed 0 was run with other settings"):
         run("undisturbed", "healthy=1", out)
