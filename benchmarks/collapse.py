@@ -1,9 +1,9 @@
 """What the collapse guard is worth: faults put into a real short run, with the guard and without it.
 
 `python -m benchmarks collapse [PART ...] [healthy=10] [seeds=3] [processes=2] [out=FILE]`. A part is a fault's name or
-`undisturbed`; by default all are run: 5 faults, `seeds` times without the guard and as often with it, and 10 undisturbed
-runs with it. Undisturbed runs of different seeds end some 8 points from one another, so a fault's mean over its seeds
-is held against the mean of undisturbed runs of the same seeds.
+`undisturbed`; by default all are run: 5 faults, `seeds` times without the guard and as often with it, and 10
+undisturbed runs with it. Undisturbed runs of different seeds end some 8 points from one another, so a fault's mean
+over its seeds is held against the mean of undisturbed runs of the same seeds.
 FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
 warm start, faults strike as `FAULTS` says in `UPDATES` updates, success is that of 200 held-out lakes at the end.
 

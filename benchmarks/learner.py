@@ -24,7 +24,7 @@ from rllib_vlm.algorithms.driver_credit import give_credit
 from rllib_vlm.algorithms.grpo import VLMGRPOConfig
 from rllib_vlm.batching.micro import micro_batches
 from rllib_vlm.batching.packing import to_torch
-from rllib_vlm.batching.rows import gather_predicting
+from rllib_vlm.batching.rows import gather_predicting, predicting
 from rllib_vlm.core.learner import VLMTorchLearner
 from rllib_vlm.core.update_plan import UpdatePlan
 from rllib_vlm.credit.grpo import GRPO
@@ -155,7 +155,8 @@ class _Bare:
 
 def _own_layers(family: Any, piece: dict[str, Tensor]) -> Tensor:
     columns = ("token_ids", "segment_ids", "images", "image_sizes")
-    hidden: Tensor = family.hidden(TokenRows(**{name: piece[name] for name in columns}))
+    read = predicting(piece["loss_mask"])
+    hidden: Tensor = family.hidden(TokenRows(**{name: piece[name] for name in columns}, read=read))
     return hidden
 
 

@@ -195,6 +195,13 @@ def gather_predicting(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[:, :-1][mask[:, 1:]]
 
 
+def predicting(mask: Tensor) -> Tensor:
+    """The positions, bool [B, L], whose states `gather_predicting` gathers for the tokens where `mask` is true."""
+    found = mask.roll(-1, 1)
+    found[:, -1:] = False
+    return found
+
+
 def scatter_to_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """[B, L] with `values` [N] at the tokens where `mask` is true and 0 elsewhere; keeps the gradient."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

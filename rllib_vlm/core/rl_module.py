@@ -20,7 +20,15 @@ from torch import Tensor
 
 from rllib_vlm import registry
 from rllib_vlm.backends.base import GenerationBackend, GenerationRequest
-from rllib_vlm.batching.rows import NAME, NAMED, PLACE, Label, gather_predicting, scatter_to_tokens
+from rllib_vlm.batching.rows import (
+    NAME,
+    NAMED,
+    PLACE,
+    Label,
+    gather_predicting,
+    predicting,
+    scatter_to_tokens,
+)
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.optimizers import VALUE_HEAD
 from rllib_vlm.core.precision import products
@@ -452,11 +460,13 @@ class WeightStore(Protocol):
 
 
 def _rows(batch: Mapping[str, Tensor]) -> TokenRows:
+    """What a family reads of a batch; wanted are the states that predict its sampled tokens."""
     return TokenRows(
         token_ids=batch["token_ids"],
         segment_ids=batch["segment_ids"],
         images=batch["images"],
         image_sizes=batch["image_sizes"],
+        read=predicting(batch["turn_ids"] >= 0),
     )
 
 

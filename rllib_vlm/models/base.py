@@ -36,6 +36,8 @@ class TokenRows:
     segment_ids: Tensor  # int64 [B, L]
     images: Tensor  # uint8 [B, I, H, W, 3], in the order of their placeholders; I may be 0
     image_sizes: Tensor  # int64 [B, I, 2] (height, width) of each image's valid corner; 0, 0 is no image
+    # bool [B, L], where last hidden states are wanted: elsewhere they may be anything. None is everywhere.
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,28 +43,46 @@ def angles(language: Any, positions: Tensor, like: Tensor) -> tuple[Tensor, Tens
 
 
 def run_layers(
-    language: Any, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, checkpoint: bool = False
+    language: Any,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    attend: Attend,
+    *,
+    checkpoint: bool = False,
+    read: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states of embeddings `x` [B, L, D], the final norm included, and those after half of the layers."""
+    """Last hidden states of embeddings `x` [B, L, D], the final norm included, and those after half of the layers.
+
+    Args:
+        read: int64 [n], places of L whose last states are wanted, which are then [B, n, D]: nobody looks at what the
+            last layer makes of the others, once it has attended to them.
+    """
     middle = x
     for i, layer in enumerate(language.layers):
         if i == len(language.layers) // 2:
             middle = x
+        wanted = read if i == len(language.layers) - 1 else None
+        arguments = (layer, i, x, cos, sin, attend, wanted)
         if checkpoint and torch.is_grad_enabled():
-            x = torch.utils.checkpoint.checkpoint(_layer, layer, i, x, cos, sin, attend, use_reentrant=False)
+            x = torch.utils.checkpoint.checkpoint(_layer, *arguments, use_reentrant=False)
         else:
-            x = _layer(layer, i, x, cos, sin, attend)
+            x = _layer(*arguments)
     return rms_norm(language.norm, x), middle
 
 
-def _layer(layer: nn.Module, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+def _layer(
+    layer: nn.Module, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, read: Tensor | None
+) -> Tensor:
     attention: Any = layer.self_attn
     h = rms_norm(layer.input_layernorm, x)
-    shape = (*x.shape[:2], -1, attention.head_dim)
-    q = rotate(attention.q_proj(h).view(shape), cos, sin).transpose(1, 2)
-    k = rotate(attention.k_proj(h).view(shape), cos, sin).transpose(1, 2)
-    v = attention.v_proj(h).view(shape).transpose(1, 2)
-    out = attend(i, q, k, v).transpose(1, 2).reshape(*x.shape[:2], -1)
+    heads = (-1, attention.head_dim)
+    q = rotate(attention.q_proj(h).unflatten(-1, heads), cos, sin).transpose(1, 2)
+    k = rotate(attention.k_proj(h).unflatten(-1, heads), cos, sin).transpose(1, 2)
+    v = attention.v_proj(h).unflatten(-1, heads).transpose(1, 2)
+    out = attend(i, q, k, v).transpose(1, 2).flatten(2)
+    if read is not None:
+        x, out = x.index_select(1, read), out.index_select(1, read)
     x = x + attention.o_proj(out)
     mlp: Any = layer.mlp
     h = rms_norm(layer.post_attention_layernorm, x)
@@ -94,52 +112,6 @@ def dot_product_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **kwargs)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, **kwargs)
-
-
-class Segments:
-    """Where the segments of a batch lie, so that each attends to itself alone.
-
-    Linear layers run over the real tokens of all rows in one line, [1, N, D]: packing and padding
-    cost them nothing. For attention the line is cut into segments [S, longest], those of similar
-    length together, which stay causal without any mask, since padding stands behind.
-    """
-
-    def __init__(self, segment_ids: Tensor) -> None:
-        flat = segment_ids.flatten()
-        row = torch.arange(len(segment_ids), device=flat.device).repeat_interleave(segment_ids.shape[1])
-        self.tokens = flat.nonzero()[:, 0]  # [N] places in [B * L]
-        key = row[self.tokens] * (int(flat.max()) + 1 if len(flat) else 1) + flat[self.tokens]
-        _, counts = key.unique_consecutive(return_counts=True)
-        starts = counts.cumsum(0) - counts
-        self._cuts: list[tuple[Tensor, Tensor, int]] = []  # (tokens to take, places to put back, longest)
-        lengths = counts.tolist()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        while order:
-            longest = lengths[order[0]]
-            alike = [i for i in order if lengths[i] >= 0.7 * longest]
-            order = order[len(alike) :]
-            at = torch.tensor(alike, device=flat.device)
-            column = torch.arange(longest, device=flat.device)
-            real = column < counts[at, None]
-            take = torch.where(real, starts[at, None] + column, 0).flatten()
-            self._cuts.append((take, real.flatten().nonzero()[:, 0], longest))
-        taken = [take[back] for take, back, _ in self._cuts]
-        self._restore = torch.cat(taken).argsort() if taken else self.tokens
-
-    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[1, H, N, d] of q [1, H, N, d] and k, v [1, G, N, d]."""
-        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [N, heads, d], as the projections made them
-        outputs = []
-        for take, back, longest in self._cuts:
-            cut = [x.index_select(0, take).view(-1, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-            out = attend(cut[0], cut[1], cut[2], None).transpose(1, 2).flatten(0, 1)
-            outputs.append(out.index_select(0, back))
-        return torch.cat(outputs).index_select(0, self._restore).transpose(0, 1)[None]
-
-
-def is_full(segment_ids: Tensor) -> bool:
-    """Whether every row is one segment without padding."""
-    return bool((segment_ids == segment_ids[:, :1]).all()) and bool((segment_ids[:, 0] > 0).all())
 
 
 def segment_mask(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,17 +18,11 @@ from rllib_vlm.models.checkpoint import save_config
 from rllib_vlm.models.decoding import batches_by_length, seeds_of
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
-from rllib_vlm.models.qwen2_5_vl.decoder import (
-    Segments,
-    angles,
-    attend,
-    is_full,
-    run_layers,
-    segment_mask,
-)
+from rllib_vlm.models.qwen2_5_vl.decoder import angles, run_layers, segment_mask
 from rllib_vlm.models.qwen2_5_vl.generate import sample_batch
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
 from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, prefill
+from rllib_vlm.models.qwen2_5_vl.segments import Segments
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
 from rllib_vlm.models.sessions import Content, Session, SessionCache, Turns
@@ -199,25 +193,29 @@ class Qwen25VL(TextSide):
             )
             middle = out.hidden_states[len(language.layers) // 2]
             return Depths(embedded=x, middle=middle, last=out.last_hidden_state)
-        checkpoint = self.config.gradient_checkpointing
-        if is_full(rows.segment_ids):
-            cos, sin = angles(language, positions, x)
-
-            def causal(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return attend(q, k, v, None)
-
-            last, middle = run_layers(language, x, cos, sin, causal, checkpoint=checkpoint)
-            return Depths(embedded=x, middle=middle, last=last.to(x.dtype))
-        segments = Segments(rows.segment_ids)
+        segments = Segments(rows.segment_ids, self._contents(rows, groups, grids), rows.read)
         line = x.flatten(0, 1).index_select(0, segments.tokens)[None]
         cos, sin = angles(language, positions.flatten(1)[:, None, segments.tokens], x)
+        checkpoint = self.config.gradient_checkpointing
+        last, middle = run_layers(
+            language, line, cos, sin, segments.attend, checkpoint=checkpoint, read=segments.read
+        )
+        return Depths(embedded=x, middle=segments.in_place(middle, x), last=segments.last_in_place(last, x))
 
-        def in_place(packed: Tensor) -> Tensor:
-            full = x.new_zeros(x.shape).flatten(0, 1)
-            return full.index_copy(0, segments.tokens, packed[0].to(x.dtype)).view_as(x)
-
-        last, middle = run_layers(language, line, cos, sin, segments.attend, checkpoint=checkpoint)
-        return Depths(embedded=x, middle=in_place(middle), last=in_place(last))
+    def _contents(self, rows: TokenRows, groups: list[tuple[Tensor, Tensor]], grids: Tensor) -> Tensor:
+        """int64 [B, L], two alike where the model reads the same: at image tokens below 0, by the image."""
+        if not groups:
+            return rows.token_ids
+        of = torch.zeros(len(grids), dtype=torch.int64, device=grids.device)
+        count = 0
+        for order, images in groups:
+            _, same = images.flatten(1).unique(dim=0, return_inverse=True)
+            of[order] = count + same
+            count += len(order)
+        is_image = (rows.token_ids == self.image_token_id) & (rows.segment_ids > 0)
+        contents = rows.token_ids.clone()
+        contents[is_image] = -1 - of.repeat_interleave(grids.prod(1))
+        return contents
 
     @property
     def output_weight(self) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from rllib_vlm.errors import ModelError
 from rllib_vlm.models.base import TokenRows
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
+from rllib_vlm.models.qwen2_5_vl.segments import Segments
 from rllib_vlm.models.sampling import token_logprobs
 from rllib_vlm.types import Message, Prompt, SamplingParams
 from tests.unit.models.conftest import make_hot, make_prompt
@@ -115,15 +118,39 @@ def test_padding_changes_nothing(
         close(row[left : left + len(expected)], expected)
 
 
-def test_plain_forward_and_gradients_agree_with_the_fast_one(family: Qwen25VL) -> None:
-    segments = some_segments(family)
+def alike_segments(family: Qwen25VL) -> list[Segment]:
+    """Conversations that begin alike: wholly, up to a word, up to a picture of another content or size, or not."""
+    picture, _ = (make_prompt(family, 1, words=3, seed=n).images[0] for n in (0, 1))
+    other = picture.copy()
+    other[-1, -1] ^= 255
+    wide = np.concatenate([picture, picture], 1)
+
+    def asked(*texts: str, images: tuple[NDArray[np.uint8], ...] = (picture,)) -> Prompt:
+        system = Message(role="system", text="You see a room. Say where you go.")
+        return family.encode([system, Message(role="user", text=" ".join(texts), images=images)])
+
+    first = asked("look <image> and go to the mug")
+    answer = family.encode_answer("<answer>move_ahead</answer>")
+    return [
+        (first, answer),
+        (asked("look <image> and go to the vase"), answer),
+        (asked("look <image> and go to the mug", images=(other,)), answer),
+        (asked("look <image> and go to the mug", images=(wide,)), answer),
+        (first, family.encode_answer("done")),
+        (first, answer[:2]),
+        (asked("go to the mug", images=()), answer),
+        (first, answer),
+    ]
+
+
+@pytest.mark.parametrize("which", ["unlike", "alike"])
+def test_plain_forward_and_gradients_agree_with_the_fast_one(family: Qwen25VL, which: str) -> None:
+    segments = some_segments(family) if which == "unlike" else alike_segments(family)
     rows = to_rows([segments[:2], segments[2:]], family.pad_token_id)
     real = (rows.segment_ids > 0)[..., None]
     wanted = torch.randn(*real.shape[:2], family.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def gradients(**options: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        import dataclasses
-
         other = Qwen25VL.__new__(Qwen25VL)
         other.__dict__.update(family.__dict__)
         other.config = dataclasses.replace(family.config, **options)
@@ -144,6 +171,72 @@ def test_plain_forward_and_gradients_agree_with_the_fast_one(family: Qwen25VL) -
             error = float((gradient - other[name]).abs().max()) / scale
             assert error < 1e-4, f"{name}: gradients differ by {error:.1e} of the largest"
     assert float(fast["model.visual.patch_embed.proj.weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_segments_begin_with_is_computed_once(family: Qwen25VL, plain: bool) -> None:
+    a, vase, other, wide, done, short, text, again = alike_segments(family)
+
+    def computed(*some: Segment) -> int:
+        rows = to_rows([[s] for s in some], family.pad_token_id, left=int(plain))
+        groups, grids, _ = family._group_rows(rows)
+        return len(Segments(rows.segment_ids, family._contents(rows, groups, grids)).tokens)
+
+    def length(segment: Segment) -> int:
+        return len(segment[0].token_ids) + len(segment[1])
+
+    assert computed(a, again) == computed(a, short) == computed(a) == length(a)
+    assert computed(a, done) == length(a) + len(done[1])
+    # Up to the word that differs; the chat's ends and answers stand behind.
+    ids = [np.concatenate(s) for s in ((a[0].token_ids, a[1]), (vase[0].token_ids, vase[1]))]
+    word = int((ids[0][: min(map(len, ids))] != ids[1][: min(map(len, ids))]).argmax())
+    assert computed(a, vase) == length(a) + length(vase) - word
+    picture = int((a[0].token_ids == family.image_token_id).argmax())
+    assert computed(a, other) == length(a) + length(other) - picture
+    assert computed(a, wide) == length(a) + length(wide) - picture
+    assert computed(a, a, other, other, again) == computed(a, other)
+    assert computed(text) == length(text)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_states_that_are_read_are_those_of_all(family: Qwen25VL, checkpointing: bool) -> None:
+    segments = alike_segments(family)
+    rows = to_rows([segments[:3], segments[3:]], family.pad_token_id, extra=2)
+    generator = torch.Generator().manual_seed(0)
+    read = torch.rand(rows.segment_ids.shape, generator=generator) < 0.3
+    other = Qwen25VL.__new__(Qwen25VL)
+    other.__dict__.update(family.__dict__)
+    other.config = dataclasses.replace(family.config, gradient_checkpointing=checkpointing)
+    real = (read & (rows.segment_ids > 0))[..., None]
+    wanted = real * torch.randn(*real.shape[:2], family.hidden_size, generator=generator)
+
+    def states(read: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        other.model.zero_grad()
+        depths = other.depths(dataclasses.replace(rows, read=read))
+        (depths.last * wanted).sum().backward()
+        grads = [p.grad.clone() for p in other.model.parameters() if p.grad is not None]
+        other.model.zero_grad()
+        return depths.last.detach() * real, depths.middle.detach(), grads
+
+    (last, middle, grads), (all_last, all_middle, all_grads) = states(read), states(None)
+    close(last, all_last)
+    close(middle, all_middle)
+    for gradient, expected in zip(grads, all_grads, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_padding_alone_is_nothing_to_compute(family: Qwen25VL) -> None:
+    rows = to_rows([[some_segments(family)[0]]], family.pad_token_id)
+    rows = dataclasses.replace(
+        rows,
+        token_ids=torch.zeros(2, 3, dtype=torch.int64),
+        segment_ids=torch.zeros(2, 3, dtype=torch.int64),
+        images=rows.images[:, :0].expand(2, -1, -1, -1, -1),
+        image_sizes=rows.image_sizes[:, :0].expand(2, -1, -1),
+    )
+    hidden = family.hidden(rows)
+    assert hidden.shape == (2, 3, family.hidden_size)
+    hidden.sum().backward()  # a learner without rows takes part in it
 
 
 def sampled_rows(family: Qwen25VL, prompts: list[Prompt], answers: list[NDArray[np.int64]]) -> torch.Tensor:
