@@ -1,13 +1,13 @@
 """Useful tokens a second of a learner that packs rows, against one that pads them.
 
-`python -m benchmarks packing [episodes=128] [turns=8] [rounds=5]`: FrozenLake in text with the whole conversation in
+`python -m benchmarks packing [episodes=128] [turns=20] [rounds=5]`: FrozenLake in text with the whole conversation in
 the prompt, up to `turns` turns, played by a model that imitated for a moment, so that episodes end when they end and
 rows are of many lengths. Forward and backward of the same rows by the same layers, the laying out included, in
 micro-batches of as many positions; the ways take turns. A padded batch is what it is elsewhere: every row as long as
 the longest, padding computed like any token, and what rows begin with in each of them; packed, a beginning that
 segments of a micro-batch have in common is computed once. Under `details` also against padding that is spared by
 sorting, against packing that computes every beginning, and how many positions padding adds: what there is to gain is a
-matter of the episodes. About two minutes on one thread.
+matter of the episodes. About four minutes on one thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rllib_vlm.connectors.trajectories import to_trajectory
 from rllib_vlm.core.columns import VLMColumns
 
 _POSITIONS = 2048  # of a packed row, and of a micro-batch
-_DEFAULTS = {"episodes": 128, "turns": 8, "rounds": 5}
+_DEFAULTS = {"episodes": 128, "turns": 20, "rounds": 5}
 
 
 def run(*arguments: str) -> dict[str, Any]:

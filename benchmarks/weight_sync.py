@@ -1,6 +1,6 @@
 """New weights from a learner to an engine in another process, against one copy of the bytes through shared memory.
 
-`python -m benchmarks weight_sync [hidden=512] [layers=8] [rounds=15] [iterations=3]`: a learner in the driver, an env
+`python -m benchmarks weight_sync [hidden=512] [layers=8] [rounds=41] [iterations=3]`: a learner in the driver, an env
 runner in an actor of Ray, and what the algorithm does after each update: state of what learns, into the object store,
 out of it and into the engine's model, until the runner has answered. The other way is the least that any transport
 between two processes does: one writes the bytes into a shared block, another copies them out into memory of its own,
@@ -23,7 +23,7 @@ import ray
 from benchmarks._arguments import numbers
 from rllib_vlm.algorithms.grpo import VLMGRPOConfig
 
-_DEFAULTS = {"hidden": 512, "layers": 8, "rounds": 15, "iterations": 3}
+_DEFAULTS = {"hidden": 512, "layers": 8, "rounds": 41, "iterations": 3}
 
 
 def run(*arguments: str) -> dict[str, Any]:
