@@ -22,9 +22,16 @@ from rllib_vlm.sims.household.referee import Referee
 from rllib_vlm.sims.household.remaining import Remaining
 from rllib_vlm.sims.household.rewards import RewardMode, RewardWeights, Shaping
 from rllib_vlm.sims.household.scene import CAMERAS, Scene, Sighting
-from rllib_vlm.sims.household.settings import ObservationMode, Settings, check_settings
+from rllib_vlm.sims.household.settings import ObservationMode, Settings, Told, check_settings
 from rllib_vlm.sims.household.tasks import Task, TaskName, item_words
-from rllib_vlm.sims.household.text_view import coarse_place, describe, exact_place, listed, proprioception
+from rllib_vlm.sims.household.text_view import (
+    coarse_place,
+    describe,
+    describe_relevant,
+    exact_place,
+    listed,
+    proprioception,
+)
 from rllib_vlm.sims.household.tour import TOUR_ITEMS, TOUR_TURNS, Guide, viewpoint
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
 from rllib_vlm.sims.tasks import Start, curriculum, draw_start
@@ -110,6 +117,9 @@ class Household(Simulator):
     - `house_seeds`: (first, one after the last) seed of the houses.
     - `start`, `curriculum`: see above; a curriculum overrides `start`.
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
+    - `told`: of what an observation's text tells: `"all"` that is visible, or what is `"task_relevant"`: where the
+      nearest target and the named receptacle are, or that they are not seen, and doors. What SPOC's sensors
+      `nav_task_relevant_object_bbox` and `manip_task_relevant_object_bbox` give, in words.
     - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
       for imitation to learn seeing from, with what the pictures show where; 0 asks and tells nothing.
     - `seen_pixels`: of one picture, from which on experts, text observations and labels tell of a thing: what a
@@ -160,6 +170,7 @@ class Household(Simulator):
         start: Start = "anywhere",
         curriculum: str | None = None,
         world: Literal["embedded"] = "embedded",
+        told: Told = "all",
         questions: int = 0,
         seen_pixels: float = 16.0,
         blank_images: bool = False,
@@ -169,7 +180,7 @@ class Household(Simulator):
             split=split, tasks=tasks, rooms=rooms, furniture=furniture, items=items, house_seeds=house_seeds,
             observation=observation, camera_size=camera_size, reward=reward, weights=reward_weights,
             max_steps=max_steps, start=start, curriculum=curriculum, world=world,
-            questions=questions, seen_pixels=seen_pixels, blank_images=blank_images,
+            told=told, questions=questions, seen_pixels=seen_pixels, blank_images=blank_images,
         )  # fmt: skip
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
@@ -484,6 +495,8 @@ class Household(Simulator):
         """The things of which the observation's text tells, where it does; `named` are the ids of those asked for."""
         if self.settings.observation == "vision":
             return ()
+        if self.settings.told == "task_relevant":  # there is nothing to look up
+            return ()
         return tuple(Mention(words=s.words, named=s.id in named) for s in listed(self._scene))
 
     def ask(self) -> tuple[tuple[str, str], ...]:
@@ -501,8 +514,10 @@ class Household(Simulator):
         mode = self.settings.observation
         if mode == "vision":
             text = proprioception(self.world.robot, self.held_words(), self._failed)
-        else:
+        elif self.settings.told == "all":
             text = describe(self._scene, self.held_words(), self._failed)
+        else:
+            text = describe_relevant(self._scene, self.task, self.held_words(), self._failed)
         observation: Observation = {"text": text}
         if mode != "text":
             pictures = self.world.render()

@@ -16,6 +16,8 @@ from rllib_vlm.sims.tasks import CURRICULA, STARTS, Start
 
 ObservationMode = Literal["vision", "text", "both"]
 OBSERVATION_MODES: tuple[ObservationMode, ...] = get_args(ObservationMode)
+Told = Literal["all", "task_relevant"]
+TOLD: tuple[Told, ...] = get_args(Told)
 SPLITS: tuple[Split, ...] = get_args(Split)
 WORLDS = {"embedded": "rllib_vlm.sims.household.embedded:EmbeddedWorld"}
 RESET_OPTIONS = ("split", "level", "task", "start", "house", "tour")
@@ -37,6 +39,7 @@ class Settings:
     start: Start
     curriculum: str | None
     world: str
+    told: Told
     questions: int
     seen_pixels: float
     blank_images: bool
@@ -45,7 +48,7 @@ class Settings:
 def check_settings(
     *, split: Any, tasks: Any, rooms: Any, furniture: Any, items: Any, house_seeds: Any, observation: Any,
     camera_size: Any, reward: Any, weights: Any, max_steps: Any, start: Any, curriculum: Any, world: Any,
-    questions: Any, seen_pixels: Any, blank_images: Any,
+    told: Any, questions: Any, seen_pixels: Any, blank_images: Any,
 ) -> Settings:  # fmt: skip
     """All arguments, checked.
 
@@ -76,6 +79,7 @@ def check_settings(
     for name in names:
         choice("tasks", name, TASKS)
     choice("observation", observation, OBSERVATION_MODES)
+    choice("told", told, TOLD)
     choice("reward", reward, REWARD_MODES)
     choice("start", start, STARTS)
     choice("world", world, WORLDS)
@@ -110,7 +114,7 @@ def check_settings(
     return Settings(
         split=split, tasks=names, house=house, house_seeds=seeds, observation=observation, camera_size=size,
         reward=reward, weights=checked_weights, max_steps=steps, start=start, curriculum=curriculum, world=world,
-        questions=questions, seen_pixels=float(seen_pixels), blank_images=blank_images,
+        told=told, questions=questions, seen_pixels=float(seen_pixels), blank_images=blank_images,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rllib_vlm.sims.household.scene import Scene, Sighting
+from rllib_vlm.sims.household.tasks import Task, named_receptacles
 from rllib_vlm.sims.household.world import RobotState
 
 MAX_LINES = 12
@@ -40,6 +41,26 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
         lines.append(f"{thing.words}{where} {exact_place(thing, scene.world.robot)}")
     lines.append(proprioception(scene.world.robot, held, failed))
     return "; ".join(lines)  # not line by line: after a blank, a name is the same token everywhere
+
+
+def describe_relevant(scene: Scene, task: Task, held: str, failed: Sequence[str]) -> str:
+    """What matters to the task, in the words of `describe`: `yellow remote not seen; desk left 12 40; door to ...`.
+
+    The nearest target and the nearest piece that the instruction names, under the instruction's names, then the
+    visible doors, nearest first, then the proprioception line.
+    """
+    room, robot = scene.room, scene.world.robot
+    parts = [f"in the {room.type}" if room is not None else "in a doorway"]
+    for words, ids in (
+        (task.thing, task.targets),
+        (task.receptacle, named_receptacles(scene.house, task)),
+    ):
+        if words and robot.held not in ids:
+            seen = min(scene.things(sorted(ids)), key=lambda s: (s.distance, s.id), default=None)
+            parts.append(f"{words} {exact_place(seen, robot) if seen is not None else 'not seen'}")
+    doors = sorted(scene.doors(), key=lambda s: (s.distance, s.id))
+    parts += [f"{door.words} {exact_place(door, robot)}" for door in doors]
+    return "; ".join([*parts, proprioception(robot, held, failed)])
 
 
 def listed(scene: Scene, *, max_lines: int = MAX_LINES) -> list[Sighting]:
