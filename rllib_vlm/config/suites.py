@@ -61,7 +61,7 @@ class PlannedSuite:
     ) -> Iterator[tuple[PlannedPart, int, list[Transcript]]]:
         """Each part, the policy's updates and its episodes in the order of their seeds; Ray must be up.
 
-        `advance` is told of every so many episodes that are over.
+        `advance` is told of every so many episodes that are over, and of all of them when it is.
         """
         for env_config, parts in groupby(self.parts, key=lambda planned: planned.env_config):
             algorithm = replace(self.evaluation, config=self._config(env_config)).restore()
@@ -69,9 +69,13 @@ class PlannedSuite:
                 group = algorithm.eval_env_runner_group or algorithm.env_runner_group
                 remote = bool(group.num_remote_env_runners())
                 for planned in parts:
-                    with _heard(partial(advance, planned), remote=remote) as tell:
+                    heard = _Tally(partial(advance, planned))
+                    with _heard(heard.add, remote=remote) as tell:
                         options = {"split": planned.part.split}
                         told = algorithm.transcribe(planned.tasks, options, tell)
+                    heard.add(
+                        planned.episodes - heard.count
+                    )  # a runner's last words may still be on their way
                     yield planned, algorithm.run_state.updates, told
             finally:
                 algorithm.stop()
@@ -218,6 +222,18 @@ def _problems(config: Any, planned: PlannedPart) -> Iterator[str]:
             simulator.reset(seed=part.first_seed, options=options)
     except RLlibVLMError as error:
         yield f"{part.name}: {error}"
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Passes numbers on, and adds them up."""
+
+    tell: Callable[[int], object]
+    count: int = 0
+
+    def add(self, number: int) -> None:
+        self.count += number
+        self.tell(number)
 
 
 class _Counter:

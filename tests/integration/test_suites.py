@@ -78,7 +78,9 @@ def test_a_suite_is_played_and_written(checkpoint: Path, capsys: pytest.CaptureF
     assert "--out" in capsys.readouterr().err
 
 
-def test_runners_elsewhere_play_the_same(checkpoint: Path, tmp_path: Path):
+def test_runners_elsewhere_play_the_same(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     told = {}
     for runners in (0, 1):
         out = tmp_path / str(runners)
@@ -86,5 +88,6 @@ def test_runners_elsewhere_play_the_same(checkpoint: Path, tmp_path: Path):
         greedy = ("--set", "evaluation.evaluation_config={temperature: 0.0}")
         count = f"env_runners.num_env_runners={runners}"
         assert run("evaluate", checkpoint, "--suite", "virl", *choice, *greedy, "--set", count) == 0
+        assert "2/2" in capsys.readouterr().err, "the bar ends where the episodes do"
         told[runners] = (out / "in_distribution.jsonl").read_text()
     assert told[0] == told[1]

@@ -56,12 +56,25 @@ def test_what_a_part_is_played_by(checkpoint: Path):
     assert [(p.part.name, len(p.tasks)) for p in few.parts] == [("rule_ood", 5)]
 
 
+PICTURES = Suite(
+    simulator="streetview",
+    parts=(
+        Part(name="words", split="heldout", episodes=2),
+        Part(name="looks", split="visual_ood", episodes=2, only_with={"observation": ("vision", "both")}),
+    ),
+)
+
+
 def test_a_part_for_pictures_is_left_out_where_there_are_none(checkpoint: Path):
-    plan = prepare(checkpoint, "virl", overrides=[TEXT])
-    assert [p.part.name for p in plan.parts] == ["in_distribution", "rule_ood"]
-    assert "visual_ood is for observation vision or both, and this is text" in plan.left_out["visual_ood"]
+    name = f"{__name__}:PICTURES"
+    assert [p.part.name for p in prepare(checkpoint, name).parts] == ["words", "looks"]
+    plan = prepare(checkpoint, name, overrides=[TEXT])
+    assert [p.part.name for p in plan.parts] == ["words"]
+    assert "looks is for observation vision or both, and this is text" in plan.left_out["looks"]
     with pytest.raises(RLlibVLMError, match="nothing is left to play"):
-        prepare(checkpoint, "virl", parts=["visual_ood"], overrides=[TEXT])
+        prepare(checkpoint, name, parts=["looks"], overrides=[TEXT])
+    streets = prepare(checkpoint, "virl", overrides=[TEXT])  # where the other city is other words
+    assert [p.part.name for p in streets.parts] == ["in_distribution", "rule_ood", "visual_ood"]
 
 
 def test_what_does_not_fit_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]):
