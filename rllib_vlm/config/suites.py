@@ -73,9 +73,8 @@ class PlannedSuite:
                     with _heard(heard.add, remote=remote) as tell:
                         options = {"split": planned.part.split}
                         told = algorithm.transcribe(planned.tasks, options, tell)
-                    heard.add(
-                        planned.episodes - heard.count
-                    )  # a runner's last words may still be on their way
+                    # A runner's last words may still be on their way.
+                    heard.add(planned.episodes - heard.count)
                     yield planned, algorithm.run_state.updates, told
             finally:
                 algorithm.stop()
