@@ -5,7 +5,7 @@
 undisturbed runs with it. Undisturbed runs of different seeds end some 8 points from one another, so a fault's mean
 over its seeds is held against the mean of undisturbed runs of the same seeds.
 FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
-warm start, faults strike as `FAULTS` says in `UPDATES` updates, success is that of 200 held-out lakes at the end.
+warm start, faults strike after `_AFTER` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
 
 Each run is a process of one thread, `processes` of them side by side. Each adds a line to `FILE` as it ends; runs that
 stand there are not run again, so that an interrupted benchmark goes on, and the warm start is kept beside it.
@@ -14,6 +14,7 @@ stand there are not run again, so that an interrupted benchmark goes on, and the
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import time
@@ -43,6 +44,7 @@ from rllib_vlm.files import append_json_line, new_folder
 from rllib_vlm.guard.collapse_guard import EVENTS_FILE
 
 UPDATES = 22
+_AFTER = 8  # updates a fault strikes
 _SETTINGS = (
     "env_runners.num_env_runners=0",
     "env_runners.num_envs_per_env_runner=32",
@@ -64,6 +66,7 @@ _SETTINGS = (
 _GUARD: dict[str, Any] = {"every": 2}
 _MARGIN = 0.05  # of success, within which a run ends as if nothing had been
 _UNDISTURBED = "undisturbed"
+_FIRST = "_first_weights"  # of an algorithm: the sampler's, when the run began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,6 @@ class Fault:
 
     strike: Callable[[Any, bool], None]  # begins it, or ends it, in an algorithm
     updates: int  # that it lasts
-    after: int = 8  # updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,7 @@ def settings(one: Run) -> dict[str, Any]:
     return {
         **_beginning(),
         "guard": _GUARD,
-        "fault": fault and {"after": fault.after, "updates": fault.updates},
+        "fault": fault and {"after": _AFTER, "updates": fault.updates},
     }
 
 
@@ -275,13 +277,15 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
     training: list[float | None] = []
     active = False
     algorithm.restore_from_path(str(begun))
+    runner = algorithm.env_runner_group.local_env_runner
+    vars(algorithm)[_FIRST] = copy.deepcopy(runner.module.get_state(inference_only=True))
     found["warm_start"] = float(algorithm.run_state.evaluations["warm_start_end"]["success_rate"])
     try:
         if not one.guarded:
             algorithm.learner_group.foreach_learner(func=_unchecked)
         while (state := algorithm.run_state).phase != "finished":
             if fault is not None:
-                wanted = 0 <= state.updates - fault.after < fault.updates and not state.rollbacks
+                wanted = 0 <= state.updates - _AFTER < fault.updates and not state.rollbacks
                 if wanted != active:
                     fault.strike(algorithm, wanted)
                     active = wanted
@@ -356,12 +360,17 @@ def _poison(learner: Any, *, on: bool) -> None:
 
 
 def _stale_weights(algorithm: Any, begins: bool) -> None:
-    """The runner keeps the weights it has, and samples with them as if they were the newest."""
+    """The runner falls back to the weights the run began with, and samples with them as if they were the newest.
+
+    As an engine does that starts again with the weights it was started with.
+    """
     group = algorithm.env_runner_group
     if begins:  # a model of its own, as an engine has
         group.local_env_runner.make_module()
         algorithm._shared = False  # noqa: SLF001
     algorithm._sync_weights(group)  # noqa: SLF001
+    if begins:
+        group.local_env_runner.module.set_state(vars(algorithm)[_FIRST])
     _replace(algorithm, "_learn", _learn_alone if begins else None)
 
 
@@ -404,7 +413,7 @@ FAULTS: dict[str, Fault] = {
     "learning_rate": Fault(strike=_learning_rate, updates=1),
     "flipped_rewards": Fault(strike=_flipped_rewards, updates=10),
     "nan_gradients": Fault(strike=_nan_gradients, updates=3),
-    # An engine to which no weights come stays so until somebody sees it, and evaluation is played by it too.
-    "stale_weights": Fault(strike=_stale_weights, after=2, updates=UPDATES),
+    # An engine with old weights stays so until somebody sees it, and evaluation is played by it too.
+    "stale_weights": Fault(strike=_stale_weights, updates=UPDATES),
     "corrupted_value_head": Fault(strike=_corrupted_value_head, updates=8),
 }
