@@ -31,6 +31,7 @@ from rllib_vlm.sims.household.text_view import (
     exact_place,
     listed,
     proprioception,
+    rounded_place,
 )
 from rllib_vlm.sims.household.tour import TOUR_ITEMS, TOUR_TURNS, Guide, viewpoint
 from rllib_vlm.sims.household.world import ACTIONS, Split, World
@@ -118,8 +119,9 @@ class Household(Simulator):
     - `start`, `curriculum`: see above; a curriculum overrides `start`.
     - `world`: the simulator underneath; `"embedded"` is MuJoCo.
     - `told`: of what an observation's text tells: `"all"` that is visible, or what is `"task_relevant"`: where the
-      nearest target and the named receptacle are, or that they are not seen, and doors. What SPOC's sensors
-      `nav_task_relevant_object_bbox` and `manip_task_relevant_object_bbox` give, in words.
+      nearest target and the named receptacle are, or that they are not seen, doors, and how far the way is free.
+      What SPOC's sensors `nav_task_relevant_object_bbox` and `manip_task_relevant_object_bbox` give, and a range
+      finder, in words.
     - `questions`: things asked about beside every turn of an expert ("locate the red mug , the blue cup"),
       for imitation to learn seeing from, with what the pictures show where; 0 asks and tells nothing.
     - `seen_pixels`: of one picture, from which on experts, text observations and labels tell of a thing: what a
@@ -483,6 +485,8 @@ class Household(Simulator):
         """Where a visible thing is, in words as exact as the observation lets one know."""
         if self.settings.observation == "vision":
             return coarse_place(seen)
+        if self.settings.told == "task_relevant":
+            return rounded_place(seen, self.world.robot)
         return exact_place(seen, self.world.robot)
 
     def shown(self) -> tuple[Detection, ...]:

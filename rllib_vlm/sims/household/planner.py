@@ -189,6 +189,18 @@ class NavigationMap:
         j = np.rint((y - self._fine.y0) / self._fine.step).astype(np.int64).clip(0, ny - 1)
         return np.asarray(self._fine.values[i, j].min(0) >= self.radius - 0.02)
 
+    def ranges(self, pose: Pose, bearings: Sequence[float], farthest: float) -> NDArray[np.float64]:
+        """[N] metres the robot could go straight along each bearing (degrees from its heading), `farthest` at most."""
+        out = np.arange(0.0, farthest + 1e-9, self._fine.step)
+        angles = np.radians(pose.yaw + np.asarray(bearings, np.float64))[:, None]
+        nx, ny = self._fine.values.shape
+        i = np.rint((pose.x + out * np.cos(angles) - self._fine.x0) / self._fine.step).astype(np.int64)
+        j = np.rint((pose.y + out * np.sin(angles) - self._fine.y0) / self._fine.step).astype(np.int64)
+        blocked = self._fine.values[i.clip(0, nx - 1), j.clip(0, ny - 1)] < self.radius - 0.02
+        blocked[:, 0] = False  # where it stands, it stands
+        first = np.where(blocked.any(1), blocked.argmax(1) - 1, len(out) - 1)
+        return np.asarray(out[first])
+
     def in_sight(self, a: Point, b: Point, margin: float = 0.01) -> bool:
         """Whether neither walls nor tall furniture come within `margin` of the line between two points."""
         return self._along(self._walls, a, b) > margin

@@ -11,6 +11,8 @@ from rllib_vlm.sims.household.world import RobotState
 
 MAX_LINES = 12
 NEAR_M = 1.1  # things nearer than this are told with their place relative to the gripper
+FREE_M = 2.0  # free floor is told of so far
+_RANGED_DEG = (60.0, 30.0, 0.0, -30.0, -60.0)
 
 
 def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
@@ -44,10 +46,11 @@ def describe(scene: Scene, held: str, failed: Sequence[str], *, max_lines: int =
 
 
 def describe_relevant(scene: Scene, task: Task, held: str, failed: Sequence[str]) -> str:
-    """What matters to the task, in the words of `describe`: `yellow remote not seen; desk left 12 40; door to ...`.
+    """What matters to the task, by `rounded_place`: `yellow remote not seen; desk left 12 40; door to ...`.
 
-    The nearest target and the nearest piece that the instruction names, under the instruction's names, then the
-    visible doors, nearest first, then the proprioception line.
+    The nearest target and the nearest piece that the instruction names, under the instruction's names, the
+    visible doors, nearest first, then `ways` and the proprioception line. A target that the gripper would close on
+    is `at gripper`.
     """
     room, robot = scene.room, scene.world.robot
     parts = [f"in the {room.type}" if room is not None else "in a doorway"]
@@ -57,10 +60,24 @@ def describe_relevant(scene: Scene, task: Task, held: str, failed: Sequence[str]
     ):
         if words and robot.held not in ids:
             seen = min(scene.things(sorted(ids)), key=lambda s: (s.distance, s.id), default=None)
-            parts.append(f"{words} {exact_place(seen, robot) if seen is not None else 'not seen'}")
+            if seen is None:
+                parts.append(f"{words} not seen")
+            else:
+                at_gripper = seen.id in scene.world.graspable()
+                parts.append(f"{words} {'at gripper' if at_gripper else rounded_place(seen, robot)}")
     doors = sorted(scene.doors(), key=lambda s: (s.distance, s.id))
-    parts += [f"{door.words} {exact_place(door, robot)}" for door in doors]
-    return "; ".join([*parts, proprioception(robot, held, failed)])
+    parts += [f"{door.words} {rounded_place(door, robot)}" for door in doors]
+    return "; ".join([*parts, ways(scene), proprioception(robot, held, failed)])
+
+
+def ways(scene: Scene) -> str:
+    """What a range finder tells of furniture and walls in the way: `free 8 10 20 20 4`.
+
+    How far the robot could go straight, in decimetres, from left to right: at 60, 30, 0, -30 and -60 degrees from its
+    heading. Exact to 1 up to 1 m and to 5 up to `FREE_M`, which also stands for more.
+    """
+    dm = [math.floor(10 * d + 1e-6) for d in scene.nav.ranges(scene.pose, _RANGED_DEG, FREE_M)]
+    return f"free {' '.join(str(d if d <= 10 else 5 * (d // 5)) for d in dm)}"
 
 
 def listed(scene: Scene, *, max_lines: int = MAX_LINES) -> list[Sighting]:
@@ -74,12 +91,24 @@ def exact_place(seen: Sighting, robot: RobotState) -> str:
     step = 2 if near else 6
     angle = step * round(seen.bearing / step)
     side = "ahead" if angle == 0 else "left" if angle > 0 else "right"
-    words = f"{side} {abs(angle)} {round(10 * seen.distance)}"
-    if near and seen.kind == "item" and -130.0 <= seen.bearing <= -50.0:
-        up = round(100 * (seen.z - robot.gripper[2]))
-        out = round(100 * (seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])))
-        words += f" {'up' if up >= 0 else 'down'} {abs(up)} {'out' if out >= 0 else 'in'} {abs(out)}"
-    return words
+    return f"{side} {abs(angle)} {round(10 * seen.distance)}{_from_gripper(seen, robot, 1)}"
+
+
+def rounded_place(seen: Sighting, robot: RobotState) -> str:
+    """Where a thing is, no more exactly than actions can answer: `right 90 6 up 10 out 25`.
+
+    `coarse_place`, and for the gripper steps of 5 cm, which its reach forgives. Fewer numbers are learnt sooner.
+    """
+    return coarse_place(seen) + _from_gripper(seen, robot, 5)
+
+
+def _from_gripper(seen: Sighting, robot: RobotState, step: int) -> str:
+    """How far the gripper has to go to an item near the arm's side, in cm to `step`; nothing said of others."""
+    if seen.distance > NEAR_M or seen.kind != "item" or not -130.0 <= seen.bearing <= -50.0:
+        return ""
+    up = step * round(100 * (seen.z - robot.gripper[2]) / step)
+    out = step * round(100 * (seen.distance - math.dist((robot.x, robot.y), robot.gripper[:2])) / step)
+    return f" {'up' if up >= 0 else 'down'} {abs(up)} {'out' if out >= 0 else 'in'} {abs(out)}"
 
 
 def coarse_place(seen: Sighting) -> str:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rllib_vlm.errors import ConfigErrors
 from rllib_vlm.sims.household.env import Household
 from rllib_vlm.sims.household.tasks import named_receptacles
+from rllib_vlm.sims.household.text_view import ways
 
 
 def test_what_matters_is_told_as_the_expert_sees_it_and_nothing_else_is() -> None:
     env = Household(observation="text", told="task_relevant")
-    counts = dict.fromkeys(("target", "no target", "receptacle", "no receptacle", "door", "held"), 0)
+    counts = dict.fromkeys(
+        ("target", "no target", "receptacle", "no receptacle", "door", "held", "at gripper"), 0
+    )
     for seed in range(6):
         observation, _ = env.reset(seed=seed)
         expert = env.expert(max_actions=5)
         receptacles = named_receptacles(env.episode.house, env.task)
         for _ in range(40):
-            room, *parts, proprioception = observation["text"].split("; ")
+            room, *parts, free, proprioception = observation["text"].split("; ")
             assert room == (f"in the {env.scene.room.type}" if env.scene.room else "in a doorway")
             assert proprioception.startswith("lift ")
+            assert free == ways(env.scene)
+            counts["at gripper"] += any(p.endswith(" at gripper") for p in parts)
             seen = {s.id: s for s in env.scene.look()}
             holds = env.world.robot.held in env.task.targets
             for words, ids, kind in (
@@ -28,7 +35,8 @@ def test_what_matters_is_told_as_the_expert_sees_it_and_nothing_else_is() -> Non
             ):
                 if not words or (kind == "target" and holds):
                     continue
-                places = [env.where(seen[i]) for i in ids if i in seen]
+                near = env.world.graspable()
+                places = ["at gripper" if i in near else env.where(seen[i]) for i in ids if i in seen]
                 told = parts.pop(0)
                 assert told.removeprefix(f"{words} ") in (places or ["not seen"])
                 counts[kind if places else f"no {kind}"] += 1
@@ -41,7 +49,7 @@ def test_what_matters_is_told_as_the_expert_sees_it_and_nothing_else_is() -> Non
                 not holds and env.task.thing
             ):  # nothing the expert tells of its target is more than the policy is told
                 target = shown.observation.split("; ")[0]
-                assert "at gripper" in target or target in observation["text"]
+                assert target in observation["text"]
             assert shown.mentions == ()
             observation, _, terminated, truncated, _ = env.turn(shown.actions)
             if terminated or truncated:
@@ -53,3 +61,21 @@ def test_what_matters_is_told_as_the_expert_sees_it_and_nothing_else_is() -> Non
 def test_a_wrong_choice_is_told_with_the_right_ones() -> None:
     with pytest.raises(ConfigErrors, match=r"(?s)told.*task_relevent.*task_relevant"):
         Household(told="task_relevent")  # type: ignore[arg-type]
+
+
+def test_the_way_told_to_be_free_is_as_far_as_the_robot_gets() -> None:
+    env = Household(observation="text", told="task_relevant")
+    blocked = 0
+    for seed in range(12):
+        env.reset(seed=seed)
+        at = env.scene.pose.point
+        ahead = int(ways(env.scene).split()[3]) / 10
+        for _ in range(5):
+            env.turn(["move_ahead"])
+        driven = math.dist(at, env.scene.pose.point)
+        assert driven >= min(ahead, 1.0) - 0.08, (seed, ahead, driven)
+        if ahead <= 0.5:
+            blocked += 1
+            assert driven < 0.8, (seed, ahead, driven)  # it may slide along what is in the way
+    assert blocked > 0
+    env.close()
