@@ -56,14 +56,16 @@ class Comparison:
     episodes: int  # of each part, each time
 
 
-# The paper, too, tests in distribution on deals of training. Words tell of no suits.
+# The paper, too, tests in distribution on deals of training.
 _CARDS = tuple(
     Part(name=name, split=split, episodes=128, env_config=world)
     for name, split, world in (
         ("in_distribution", "train", {}),
         ("other_rule", "train", {"face_cards": "rank"}),
+        ("other_suits", "train", {"suits": "red"}),
         ("new_numbers", "heldout", {}),
-        ("rule_ood", "rule_ood", {}),  # both
+        ("rule_ood", "rule_ood", {}),  # new numbers under the other rule
+        ("visual_ood", "visual_ood", {}),  # new numbers of the other suits
     )
 )
 COMPARISONS: dict[str, Comparison] = {
@@ -80,7 +82,7 @@ COMPARISONS: dict[str, Comparison] = {
     "cards": Comparison(
         simulator="cards",
         parts=_CARDS,
-        worlds=({}, {"face_cards": "mixed"}),
+        worlds=({}, {"face_cards": "mixed", "suits": "mixed"}),
         demonstrations=0,
         start_updates=16,
         every=10,

@@ -20,7 +20,7 @@ from rllib_vlm.sims.cards.solver import solutions
 from rllib_vlm.types import ActionSet, Demonstration
 
 Mode = Literal["fixed", "parity"]
-ObservationKind = Literal["vision", "text", "both"]
+ObservationKind = Literal["vision", "text", "text_suits", "both"]
 Step = tuple[Observation, float, bool, bool, Info]
 
 _RULES: dict[FaceRule, str] = {
@@ -48,8 +48,9 @@ class Cards(Simulator):
     number stands once, with + - * / and brackets, and "=24" if one likes.
 
     ## Observation
-    `images`: the table `[1, image_size, image_size, 3]` (not with `observation="text"`). `text`: the cards by name (not
-    with `observation="vision"`), then why the last try failed and how many are left.
+    `images`: the table `[1, image_size, image_size, 3]` (with `observation="vision"` or `"both"`). `text`: the cards by
+    name (not with `"vision"`; with `"text_suits"` also their suits: `cards: A spades 10 clubs`), then why the last try
+    failed and how many are left.
 
     ## Reward
     5 for a solution, 1 for one that is not finished, -1 for a formula that makes something else, -1.5 for wrong cards
@@ -71,7 +72,7 @@ class Cards(Simulator):
 
     Args:
         mode: "fixed" or "parity".
-        observation: "vision", "text" or "both".
+        observation: "vision", "text", "text_suits" or "both".
         face_cards: what J, Q and K count as: "ten", their "rank" (11, 12, 13), or "mixed": either, drawn for each deal.
         suits: "black", "red" or "mixed".
         target: the number to make.
@@ -142,7 +143,8 @@ class Cards(Simulator):
         self.image_size = image_size
         self.render_mode = render_mode
         self.shows_text = observation != "vision"
-        self.shows_image = observation != "text"
+        self.shows_image = observation in ("vision", "both")
+        self.tells_suits = observation == "text_suits"
         spaces: dict[str, gym.Space[Any]] = {
             "text": gym.spaces.Text(min_length=0, max_length=_LONGEST_TEXT, charset=string.printable)
         }
@@ -239,7 +241,8 @@ class Cards(Simulator):
 
     def _observe(self, feedback: str) -> Observation:
         assert self.deal is not None
-        lines = [f"cards: {' '.join(self.deal.names)}"] if self.shows_text else []
+        told = [f"{card.name} {card.suit}" if self.tells_suits else card.name for card in self.deal.cards]
+        lines = [f"cards: {' '.join(told)}"] if self.shows_text else []
         if feedback:
             lines += [f"wrong: {feedback[: _LONGEST_TEXT // 2]}", f"tries left: {max(self._left, 0)}"]
         observation: Observation = {"text": "\n".join(lines)}

@@ -14,7 +14,7 @@ CARDS = Suite(
             name="visual_ood",
             split="visual_ood",
             episodes=234,
-            only_with={"observation": ("vision", "both"), "suits": ("black", "red")},
+            only_with={"observation": ("vision", "both", "text_suits"), "suits": ("black", "red")},
         ),
     ),
 )

@@ -248,3 +248,17 @@ def test_grades_tell_which_try_an_answer_was() -> None:
     parity.reset(seed=0)
     after = [parity.step("")[4]["grades"][0] for _ in range(2)]
     assert [(g["attempt"], g["verdict"]) for g in after] == [(1, "illegal_formula"), (2, "exceeded")]
+
+
+def test_the_other_look_of_cards_in_words_is_other_words() -> None:
+    told = {}
+    for split in ("heldout", "visual_ood"):
+        simulator = Cards(observation="text_suits")
+        observation, _ = simulator.reset(seed=3, options={"split": split})
+        assert simulator.deal is not None
+        words = observation["text"].removeprefix("cards: ").split()
+        assert words[::2] == list(simulator.deal.names)
+        assert "images" not in observation
+        told[split] = set(words[1::2])
+    assert told["heldout"] <= {"spades", "clubs"}
+    assert told["visual_ood"] <= {"hearts", "diamonds"}
