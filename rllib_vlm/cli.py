@@ -71,6 +71,9 @@ Dashboard = Annotated[bool, typer.Option("--dashboard", help="Also start Ray's d
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point: a mistake of the user is one clean message and exit code 2."""
+    # `my_package.corridor:Corridor` is found where the command is given, as with `python -m`; Ray passes that on.
+    # Last, so that no file there takes the place of an installed package.
+    sys.path.append(str(Path.cwd()))
     try:
         app(args=list(sys.argv[1:] if argv is None else argv), prog_name="rllib")
     except RLlibVLMError as error:
@@ -275,7 +278,10 @@ def export(
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="Experiment files or fragments.")]) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Experiment files or fragments.")],
+    overrides: Set = None,
+) -> None:
     """Checks files without running them, and reports every mistake in all of them."""
     from rllib_vlm.config.loader import validate as check
 
@@ -283,7 +289,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Experiment files 
     problems: list[str] = []
     for file in files:
         try:
-            experiments = check(_existing(file))
+            experiments = check(_existing(file), overrides=overrides or ())
         except ConfigErrors as error:
             problems += error.errors
         except RLlibVLMError as error:

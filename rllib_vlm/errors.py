@@ -96,7 +96,12 @@ def unlisted(name: str, value: object, known: Iterable[str]) -> list[str]:
     return [f"{name}={value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}"]
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, if one is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return f" Did you mean {close!r}?" if close else ""

@@ -95,6 +95,7 @@ class VLMAlgorithm(SamplingAlgorithm):
         if self.ending is not None:
             raise self.ending
         before = self._evaluate_if_due()  # of a run that begins, or one whose evaluation was interrupted
+        phase = self.run_state.phase
         results: dict[str, Any] = super().step()
         if before is not None:
             results.setdefault(EVALUATION_RESULTS, before)
@@ -104,6 +105,7 @@ class VLMAlgorithm(SamplingAlgorithm):
         state = self.run_state
         results |= {
             "phase": state.phase,
+            "iteration_phase": phase,
             "num_updates": state.updates,
             "num_warm_start_updates": state.warm_start_updates,
             "done": state.phase == "finished",

@@ -19,10 +19,11 @@ from rllib_vlm.config.sections import (
     import_object,
     sections,
 )
-from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
+from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError, closest
 
 # Variants of a search space that are put through the algorithm's own validation before anything starts.
 VARIANTS_CHECKED = 64
+_VALUE_DEPTH = 3  # config, section, keyword
 # What attributes begin with whose section has another name: `simulator_process` is `process` of `simulation`.
 _STEMS = {"simulation": "simulator", "learners": "learner", "env_runners": "env_runner"}
 
@@ -89,12 +90,16 @@ def build_experiment(name: str, document: Document, errors: list[str], *, source
     run = frame.run if frame else document.data.get("run") if isinstance(document.data, dict) else None
     if not isinstance(run, str):
         return None
+    known = True
     try:
         algorithm = algorithm_class(run)
-        config = algorithm.get_default_config()  # type: ignore[attr-defined]
     except RLlibVLMError as error:
         errors.append(f"{document.mark(('run',))}: run: {error}")
-        return None
+        meant = closest(run, registry.names("algorithms"))
+        if meant is None:
+            return None
+        algorithm, known = algorithm_class(meant), False  # so that what else is wrong is told at once
+    config = algorithm.get_default_config()  # type: ignore[attr-defined]
     env = document.data.get("env")
     if isinstance(env, str):
         _set_env(config, env, document, errors)
@@ -102,8 +107,8 @@ def build_experiment(name: str, document: Document, errors: list[str], *, source
         errors.append(f"{document.mark(())}: `env:` is missing: a simulator's name, or package.module:Class")
     if isinstance(document.data.get("config"), dict):
         apply_sections(config, document, ("config",), errors)
-    if not document.errors:  # without a fragment, what it would have said seems to be missing
-        check_variants(config, document, errors)
+    # Without a fragment, what it would have said seems to be missing, and by another algorithm's rules much is.
+    check_variants(config, document, errors, whole=not document.errors and known)
     if frame is None:
         return None
     experiment = Experiment(
@@ -128,8 +133,11 @@ def build_experiment(name: str, document: Document, errors: list[str], *, source
     return experiment if len(errors) == before else None
 
 
-def check_variants(config: Any, document: Document, errors: list[str]) -> None:
-    """Resolves the first variants of the search space as Tune will, and lets the algorithm validate each."""
+def check_variants(config: Any, document: Document, errors: list[str], *, whole: bool = True) -> None:
+    """Resolves the first variants of the search space as Tune will, and lets the algorithm validate each.
+
+    Of a document that is not `whole`, only what is said of a value that stands in it counts.
+    """
     from ray.tune.search.variant_generator import generate_variants
 
     seen = set()
@@ -143,9 +151,10 @@ def check_variants(config: Any, document: Document, errors: list[str]) -> None:
                 error.errors if isinstance(error, ConfigErrors) else [str(error) or type(error).__name__]
             ):
                 message = " ".join(message.split("To suppress all validation errors")[0].split())
-                if message not in seen:
+                place = _blame(document, message)
+                if message not in seen and (whole or len(place) >= _VALUE_DEPTH):
                     seen.add(message)
-                    errors.append(f"{document.mark(_blame(document, message))}: config{at}: {message}")
+                    errors.append(f"{document.mark(place)}: config{at}: {message}")
 
 
 def _blame(document: Document, message: str) -> Path:

@@ -71,7 +71,7 @@ def from_names(
     return experiment
 
 
-def validate(file: str | Path) -> list[str]:
+def validate(file: str | Path, *, overrides: Sequence[str] = ()) -> list[str]:
     """The names of the experiments in `file`; a fragment of `configs/` has none, and its keys are checked.
 
     Raises:
@@ -84,7 +84,7 @@ def validate(file: str | Path) -> list[str]:
         if errors:
             raise ConfigErrors(str(path), errors)
         return []
-    return [experiment.name for experiment in load(path)]
+    return [experiment.name for experiment in load(path, overrides=overrides)]
 
 
 def _load_yaml(path: Path, wishes: Document, errors: list[str]) -> list[Experiment]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rllib_vlm.config.document import Document, Mark, Path, parse_yaml
-from rllib_vlm.config.schema import FRAME_KEYS
+from rllib_vlm.config.schema import FRAME_KEYS, stop_problem
 
 
 def parse_overrides(assignments: Iterable[str], errors: list[str]) -> Document:
@@ -59,6 +59,8 @@ def parse_stop(conditions: Iterable[str], errors: list[str]) -> dict[str, Any]:
         for name, value in found.items():
             if not name or not isinstance(value, int | float) or value != value:
                 errors.append(f"--stop {condition}: write it as metric=number, such as training_iteration=3")
+            elif problem := stop_problem(name, value):
+                errors.append(f"--stop {condition}: {problem}")
             else:
                 stop[name] = value
     return stop

@@ -14,7 +14,7 @@ from rllib_vlm.errors import did_you_mean
 COLUMNS: tuple[tuple[str, tuple[str, ...], str, int], ...] = (
     ("iter", ("training_iteration",), "d", 5),
     ("time", ("time_total_s",), "time", 8),
-    ("phase", ("phase",), "s", 10),
+    ("phase", ("iteration_phase", "phase"), "s", 10),
     ("steps", ("num_env_steps_sampled_lifetime", "env_runners/num_env_steps_sampled_lifetime"), "count", 7),
     ("success", ("env_runners/success_rate",), ".3f", 7),
     ("return", ("env_runners/episode_return_mean",), ".2f", 7),

@@ -19,9 +19,10 @@ NAME:
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rllib_vlm.config.document import Document, Path
 from rllib_vlm.errors import did_you_mean
@@ -87,6 +88,13 @@ class Frame(_Strict):
                 data[key] = [data[key]]
         return data
 
+    @field_validator("stop")
+    @classmethod
+    def _reachable(cls, stop: dict[str, Any]) -> dict[str, Any]:
+        if wrong := [problem for name, value in stop.items() if (problem := stop_problem(name, value))]:
+            raise ValueError("; ".join(wrong))
+        return stop
+
     @model_validator(mode="after")
     def _whole(self) -> Frame:
         scheduler = self.scheduler
@@ -100,6 +108,18 @@ class Frame(_Strict):
                 "`metric:` and `mode:` belong together, such as metric: evaluation/success, mode: max"
             )
         return self
+
+
+_COUNTED = ("training_iteration", "num_env_steps_sampled_lifetime", "time_total_s")
+
+
+def stop_problem(name: str, value: Any) -> str | None:
+    """Why a run could not end, or would at once, by this condition; None where it can."""
+    if not math.isfinite(value):
+        return f"stop: {name} is {value}, which no metric reaches"
+    if name in _COUNTED and (isinstance(value, bool) or value <= 0):
+        return f"stop: {name} is {value!r}, not a number above 0"
+    return None
 
 
 FRAME_KEYS = tuple(Frame.model_fields)

@@ -147,6 +147,9 @@ FURNITURE: dict[str, FurnitureKind] = {
     "toilet": FurnitureKind((0.4, 0.42), (0.6, 0.65), (0.75, 0.8), False),
 }
 
+# Of a house: least and most.
+LIMITS: dict[str, tuple[int, int]] = {"rooms": (1, len(ROOMS)), "furniture": (1, 30), "items": (0, 60)}
+
 
 def _box(w: float, d: float, h: float, x: float, y: float, z: float, color: str = "own") -> Part:
     """A box by its extents and the position of its centre."""

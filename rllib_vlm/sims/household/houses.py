@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from rllib_vlm.errors import SimulatorError
-from rllib_vlm.sims.household.catalogue import ROOMS
+from rllib_vlm.sims.household.catalogue import LIMITS
 from rllib_vlm.sims.household.floorplan import Clearance, plan_doors, plan_rooms
 from rllib_vlm.sims.household.furnishing import furnish, place_items
 from rllib_vlm.sims.household.place import Place
@@ -94,8 +94,8 @@ def _check(
         raise SimulatorError(f"split is {split!r}, not 'train' or 'heldout'.")
     if seed < 0:
         raise SimulatorError(f"seed is {seed}, but seeds start at 0.")
-    limits = {"rooms": (rooms, 1, len(ROOMS)), "furniture": (furniture, 1, 30), "items": (items, 0, 60)}
-    for name, ((low, high), least, most) in limits.items():
+    for name, (low, high) in (("rooms", rooms), ("furniture", furniture), ("items", items)):
+        least, most = LIMITS[name]
         if not least <= low <= high <= most:
             raise SimulatorError(
                 f"{name} is ({low}, {high}), but needs two numbers, the smaller one first, from {least} to {most}."

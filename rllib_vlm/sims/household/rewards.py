@@ -8,6 +8,7 @@ set; here it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -63,9 +64,9 @@ def reward_weights(given: RewardWeights | Mapping[str, Any] | None) -> tuple[Rew
         if key not in known
     ]
     problems += [
-        f"reward_weights[{key!r}] is {value!r}, not a number"
+        f"reward_weights[{key!r}] is {value!r}, not a finite number"
         for key, value in given.items()
-        if isinstance(value, bool) or not isinstance(value, int | float)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
     ]
     return (RewardWeights() if problems else RewardWeights(**given)), problems
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from rllib_vlm.errors import ConfigErrors, SimulatorError, did_you_mean, unlisted
+from rllib_vlm.sims.household.catalogue import LIMITS
 from rllib_vlm.sims.household.rewards import REWARD_MODES, RewardMode, RewardWeights, reward_weights
 from rllib_vlm.sims.household.tasks import MAX_STEPS, TASKS, TaskName
 from rllib_vlm.sims.household.world import Split
@@ -20,6 +23,8 @@ Told = Literal["all", "task_relevant"]
 TOLD: tuple[Told, ...] = get_args(Told)
 SPLITS: tuple[Split, ...] = get_args(Split)
 WORLDS = {"embedded": "rllib_vlm.sims.household.embedded:EmbeddedWorld"}
+_MOST_SEEDS = 2**62
+_CAMERA_PIXELS = (16, 4096)
 RESET_OPTIONS = ("split", "level", "task", "start", "house", "tour")
 
 
@@ -60,15 +65,12 @@ def check_settings(
     def choice(name: str, value: Any, known: Iterable[str]) -> None:
         problems.extend(unlisted(name, value, known))
 
-    def pair(name: str, value: Any, low: int) -> tuple[int, int]:
-        try:
-            first, second = (int(v) for v in value)
-            if low <= first <= second:
+    def pair(name: str, value: Any, low: int, high: int) -> tuple[int, int]:
+        match _whole_numbers(value):
+            case [first, second] if low <= first <= second <= high:
                 return first, second
-        except (TypeError, ValueError):
-            pass
-        problems.append(f"{name}={value!r} is not a pair (least, most) of whole numbers from {low} up")
-        return low, low
+        problems.append(f"{name}={value!r} is not a pair (least, most) of whole numbers from {low} to {high}")
+        return low, high
 
     choice("split", split, SPLITS)
     if tasks is None:
@@ -85,14 +87,14 @@ def check_settings(
     choice("world", world, WORLDS)
     if curriculum is not None:
         choice("curriculum", curriculum, CURRICULA)
-    house: dict[str, Any] = {"rooms": pair("rooms", rooms, 1)}
+    house: dict[str, Any] = {"rooms": pair("rooms", rooms, *LIMITS["rooms"])}
     if furniture is not None:
-        house["furniture"] = pair("furniture", furniture, 1)
+        house["furniture"] = pair("furniture", furniture, *LIMITS["furniture"])
     if items is not None:
-        house["items"] = pair("items", items, 1)
+        house["items"] = pair("items", items, 1, LIMITS["items"][1])
     if house["rooms"][1] < 2 and any(name in names for name in ("RoomNav", "RoomVisit")):
         problems.append(f"rooms={rooms!r}: RoomNav and RoomVisit need houses of at least 2 rooms")
-    seeds = pair("house_seeds", house_seeds, 0)
+    seeds = pair("house_seeds", house_seeds, 0, _MOST_SEEDS)
     if seeds[0] == seeds[1]:
         problems.append(f"house_seeds={house_seeds!r} is empty: (first, one after the last)")
     if isinstance(questions, bool) or not isinstance(questions, int) or questions < 0:
@@ -136,14 +138,21 @@ def house_seed(given: Any) -> int | None:
 
 
 def _camera_size(given: Any, problems: list[str]) -> tuple[int, int]:
-    try:
-        width, height = (int(v) for v in given)
-        if min(width, height) >= 16:
+    least, most = _CAMERA_PIXELS
+    match _whole_numbers(given):
+        case [width, height] if least <= min(width, height) and max(width, height) <= most:
             return width, height
-    except (TypeError, ValueError):
-        pass
-    problems.append(f"camera_size={given!r} is not (width, height) in pixels, each at least 16")
-    return 16, 16
+    problems.append(f"camera_size={given!r} is not (width, height), each {least} to {most} pixels")
+    return least, least
+
+
+def _whole_numbers(given: Any) -> list[int]:
+    """The members of a sequence of whole numbers; an empty list for all else."""
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        return []
+    if not all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in given):
+        return []
+    return [int(v) for v in given]
 
 
 def _max_steps(given: Any, problems: list[str]) -> dict[TaskName, int]:

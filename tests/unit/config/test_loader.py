@@ -234,3 +234,42 @@ def test_a_fragment_that_cannot_be_a_file_is_not_found(write, name: str):
 def test_paths_that_lead_to_something_else(write, old: str, new: str, words: str):
     (error,) = problems(write(ours().replace(old, new)))
     assert words in error
+
+
+def test_a_wrong_algorithm_and_a_missing_fragment_hide_nothing_else(write):
+    text = """
+bad:
+  run: VLMGRP
+  env: frozen_lak
+  include: [models/tiny_text, hardware/cpu_3]
+  stop: {training_iteration: .nan}
+  config:
+    promting: {parser: json}
+    training: {total_update: 3, lr: fast}
+"""
+    found = "\n".join(problems(write(text)))
+    for words in (
+        "'VLMGRPO'",
+        "'frozen_lake'",
+        "'hardware/cpu_2'",
+        "is nan",
+        "'prompting'",
+        "'total_updates'",
+        "'fast'",
+    ):
+        assert words in found, (words, found)
+
+
+@pytest.mark.parametrize("value", [".inf", "-5", "true", "0"])
+def test_a_stop_that_no_run_reaches_or_every_run_does_is_refused(write, value: str):
+    (error,) = problems(
+        write(ours().replace("run: VLMGRPO", f"run: VLMGRPO\n  stop: {{training_iteration: {value}}}"))
+    )
+    assert "training_iteration" in error
+    with pytest.raises(ConfigErrors, match="training_iteration"):
+        load(write(ours()), stop=[f"training_iteration={value}"])
+
+
+def test_validate_checks_what_the_command_line_puts_on_top(write):
+    with pytest.raises(ConfigErrors, match="fast"):
+        validate(write(ours()), overrides=["training.lr=fast"])

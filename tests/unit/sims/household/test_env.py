@@ -365,3 +365,20 @@ def test_the_expert_says_which_of_the_things_in_the_text_are_asked_for() -> None
     env.close()
     assert 0 < named < told
     assert Household(observation="vision").mentions([]) == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rooms": (float("inf"), 3)}, {"rooms": (1.9, 2.9)}, {"rooms": "23"}, {"rooms": (True, True)},
+        {"rooms": (1, 7)}, {"rooms": {1: 2, 3: 4}},
+        {"items": (5, 10**6)}, {"house_seeds": (0, 10**30)}, {"camera_size": (100_000, 100)},
+        {"camera_size": (224, float("nan"))}, {"reward_weights": {"success": float("nan")}},
+    ],
+)  # fmt: skip
+def test_what_is_no_whole_number_or_out_of_range_is_named(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigErrors) as caught:
+        Household(**wrong, observation="tex")
+    assert len(caught.value.errors) == 2
+    assert any(name in error for error in caught.value.errors)
