@@ -48,7 +48,8 @@ of type `{model_type}` opens this one.
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(".")
-processor = AutoProcessor.from_pretrained(".")  # needs torchvision
+processor = AutoProcessor.from_pretrained(".")  # needs torchvision (pip install torchvision)
+messages = ...  # the conversation so far, in the form that is told below
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 )

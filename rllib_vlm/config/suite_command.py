@@ -78,12 +78,21 @@ def evaluate_suite(
 
 def _play(plan: PlannedSuite, folder: Path) -> list[dict[str, Any]]:
     totals = []
+    live = Console(stderr=True).is_terminal  # a log shows no bars before they are full
+    if not live:
+        _say(f"playing {', '.join(f'{p.episodes} of {p.part.name}' for p in plan.parts)}; this may take minutes")
     with _bars(plan) as advance:
         for planned, updates, transcripts in plan.play(advance):
             conditions = {**plan.conditions(planned), "num_updates": updates}
             file = folder / f"{planned.part.name}.jsonl"
             totals.append(write_records(file, transcripts, conditions))
+            if not live:
+                _say(f"{planned.part.name}: played, {file}")
     return totals
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 @contextmanager
