@@ -247,7 +247,7 @@ class AgentConfig(AlgorithmConfig):
                 vision tower learns several times more pictures a second while the language model rests. The
                 expert plays.
             grounding_every: after those, every so-manieth iteration is such a one again; 0 is none.
-            grounding_options: `options` of the simulator's resets in such iterations: {tour: true} of one that knows tours.
+            grounding_options: `options` of resets in such iterations: {tour: true} where a simulator knows tours.
             grounding_crops: small cuts around each thing shown, at places drawn anew, that these iterations read in
                 place of the whole pictures: several times more names a second. 0 reads the pictures.
             grounding_minibatch_size: rows (pictures' turns or crops) of their optimizer steps; nothing is
