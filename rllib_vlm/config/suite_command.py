@@ -80,7 +80,9 @@ def _play(plan: PlannedSuite, folder: Path) -> list[dict[str, Any]]:
     totals = []
     live = Console(stderr=True).is_terminal  # a log shows no bars before they are full
     if not live:
-        _say(f"playing {', '.join(f'{p.episodes} of {p.part.name}' for p in plan.parts)}; this may take minutes")
+        _say(
+            f"playing {', '.join(f'{p.episodes} of {p.part.name}' for p in plan.parts)}; this may take minutes"
+        )
     with _bars(plan) as advance:
         for planned, updates, transcripts in plan.play(advance):
             conditions = {**plan.conditions(planned), "num_updates": updates}
