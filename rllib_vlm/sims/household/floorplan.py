@@ -199,6 +199,13 @@ class Clearance:
         i, j = round((x - self.x0) / self.step), round((y - self.y0) / self.step)
         return min(max(i, 0), nx - 1), min(max(j, 0), ny - 1)
 
+    def at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The values at the grid points nearest to points of any shape, inside the grid."""
+        nx, ny = self.values.shape
+        i = np.rint((x - self.x0) / self.step).astype(np.int64).clip(0, nx - 1)
+        j = np.rint((y - self.y0) / self.step).astype(np.int64).clip(0, ny - 1)
+        return np.asarray(self.values[i, j])
+
     def components(self, radius: float) -> NDArray[np.int32]:
         """[nx, ny] number of the connected free region a disc of this radius may move in; 0: blocked."""
         labels, _ = ndimage.label(self.values >= radius)

@@ -183,20 +183,15 @@ class NavigationMap:
         """[N] whether the robot can go straight from a to each of these points [N, 2]."""
         farthest = float(np.hypot(*(points - a).T).max())
         t = np.linspace(0.0, 1.0, max(2, math.ceil(farthest / self._fine.step) + 1))[:, None]
-        nx, ny = self._fine.values.shape
         x, y = (a[k] + t * (points[:, k] - a[k]) for k in (0, 1))
-        i = np.rint((x - self._fine.x0) / self._fine.step).astype(np.int64).clip(0, nx - 1)
-        j = np.rint((y - self._fine.y0) / self._fine.step).astype(np.int64).clip(0, ny - 1)
-        return np.asarray(self._fine.values[i, j].min(0) >= self.radius - 0.02)
+        return np.asarray(self._fine.at(x, y).min(0) >= self.radius - 0.02)
 
     def ranges(self, pose: Pose, bearings: Sequence[float], farthest: float) -> NDArray[np.float64]:
         """[N] metres the robot could go straight along each bearing (degrees from its heading), `farthest` at most."""
         out = np.arange(0.0, farthest + 1e-9, self._fine.step)
         angles = np.radians(pose.yaw + np.asarray(bearings, np.float64))[:, None]
-        nx, ny = self._fine.values.shape
-        i = np.rint((pose.x + out * np.cos(angles) - self._fine.x0) / self._fine.step).astype(np.int64)
-        j = np.rint((pose.y + out * np.sin(angles) - self._fine.y0) / self._fine.step).astype(np.int64)
-        blocked = self._fine.values[i.clip(0, nx - 1), j.clip(0, ny - 1)] < self.radius - 0.02
+        along = self._fine.at(pose.x + out * np.cos(angles), pose.y + out * np.sin(angles))
+        blocked = along < self.radius - 0.02
         blocked[:, 0] = False  # where it stands, it stands
         first = np.where(blocked.any(1), blocked.argmax(1) - 1, len(out) - 1)
         return np.asarray(out[first])
@@ -209,10 +204,7 @@ class NavigationMap:
     def _along(grid: Clearance, a: Point, b: Point) -> float:
         """The least clearance between two points."""
         n = max(2, math.ceil(math.dist(a, b) / grid.step) + 1)
-        nx, ny = grid.values.shape
-        i = np.rint((np.linspace(a[0], b[0], n) - grid.x0) / grid.step).astype(np.int64).clip(0, nx - 1)
-        j = np.rint((np.linspace(a[1], b[1], n) - grid.y0) / grid.step).astype(np.int64).clip(0, ny - 1)
-        return float(grid.values[i, j].min())
+        return float(grid.at(np.linspace(a[0], b[0], n), np.linspace(a[1], b[1], n)).min())
 
     def random_pose(
         self, rng: np.random.Generator, where: NDArray[np.bool_] | None = None, *, room: Room | None = None
