@@ -85,7 +85,7 @@ COMPARISONS: dict[str, Comparison] = {
         worlds=({}, {"face_cards": "mixed", "suits": "mixed"}),
         demonstrations=0,
         start_updates=16,
-        every=10,
+        every=20,
         points=3,
         episodes=128,
     ),

@@ -6,6 +6,7 @@ undisturbed runs with it. Undisturbed runs of different seeds end some 8 points 
 over its seeds is held against the mean of undisturbed runs of the same seeds.
 FrozenLake in text with PPO (`tuned_examples/frozen_lake_ppo.yaml`, made small by `_SETTINGS`): all runs begin at one
 warm start, faults strike after `_AFTER` of `UPDATES` updates, success is that of 200 held-out lakes at the end.
+Where a fault lasts to the end, also once it is taken away: what a checkpoint of the run is worth.
 
 Each run is a process of one thread, `processes` of them side by side. Each adds a line to `FILE` as it ends; runs that
 stand there are not run again, so that an interrupted benchmark goes on, and the warm start is kept beside it.
@@ -66,7 +67,7 @@ _SETTINGS = (
 _GUARD: dict[str, Any] = {"every": 2}
 _MARGIN = 0.05  # of success, within which a run ends as if nothing had been
 _UNDISTURBED = "undisturbed"
-_FIRST = "_first_weights"  # of an algorithm: the sampler's, when the run began
+_CONFIGURED = "_configured_weights"  # of an algorithm: those of its model before anything is learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +212,8 @@ def _summary(rows: dict[Run, dict[str, Any]]) -> dict[str, Any]:
         details[f"{what}: from undisturbed runs of the same seeds"] = round(away[fault, guarded], 4)
         if guarded:
             details[f"{what}: rollbacks"] = sum(row["rollbacks"] for row in by_seed.values())
+        if mended := [row["mended"] for row in by_seed.values() if "mended" in row]:
+            details[f"{what}: success once the fault is taken away"] = round(fmean(mended), 4)
         if stopped := [row["stopped"] for row in by_seed.values() if row["stopped"]]:
             details[f"{what}: stopped"] = "; ".join(stopped)
     return {
@@ -276,9 +279,9 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
     fault = FAULTS.get(one.fault)
     training: list[float | None] = []
     active = False
-    algorithm.restore_from_path(str(begun))
     runner = algorithm.env_runner_group.local_env_runner
-    vars(algorithm)[_FIRST] = copy.deepcopy(runner.module.get_state(inference_only=True))
+    vars(algorithm)[_CONFIGURED] = copy.deepcopy(runner.module.get_state(inference_only=True))
+    algorithm.restore_from_path(str(begun))
     found["warm_start"] = float(algorithm.run_state.evaluations["warm_start_end"]["success_rate"])
     try:
         if not one.guarded:
@@ -291,6 +294,9 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
                     active = wanted
             training.append(look_up(algorithm.train(), "env_runners/success_rate"))
         found["success"] = float(state.evaluations["final"]["success_rate"])
+        if fault is not None and active:  # what a checkpoint of the run is worth once its fault is mended
+            fault.strike(algorithm, False)
+            found["mended"] = float(algorithm.evaluate()["success_rate"])
     except (RLlibVLMError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         found["stopped"] = (str(error).strip() or repr(error)).splitlines()[-1][:200]
     finally:
@@ -359,10 +365,10 @@ def _poison(learner: Any, *, on: bool) -> None:
             hook.remove()
 
 
-def _stale_weights(algorithm: Any, begins: bool) -> None:
-    """The runner falls back to the weights the run began with, and samples with them as if they were the newest.
+def _stale_sampler(algorithm: Any, begins: bool) -> None:
+    """The runner falls back to the model of the config, and samples with it as if its weights were the newest.
 
-    As an engine does that starts again with the weights it was started with.
+    As an engine does that starts again and loads the model it was configured with, before all that the run has learnt.
     """
     group = algorithm.env_runner_group
     if begins:  # a model of its own, as an engine has
@@ -370,7 +376,7 @@ def _stale_weights(algorithm: Any, begins: bool) -> None:
         algorithm._shared = False  # noqa: SLF001
     algorithm._sync_weights(group)  # noqa: SLF001
     if begins:
-        group.local_env_runner.module.set_state(vars(algorithm)[_FIRST])
+        group.local_env_runner.module.set_state(vars(algorithm)[_CONFIGURED])
     _replace(algorithm, "_learn", _learn_alone if begins else None)
 
 
@@ -414,6 +420,6 @@ FAULTS: dict[str, Fault] = {
     "flipped_rewards": Fault(strike=_flipped_rewards, updates=10),
     "nan_gradients": Fault(strike=_nan_gradients, updates=3),
     # An engine with old weights stays so until somebody sees it, and evaluation is played by it too.
-    "stale_weights": Fault(strike=_stale_weights, updates=UPDATES),
+    "stale_sampler": Fault(strike=_stale_sampler, updates=UPDATES),
     "corrupted_value_head": Fault(strike=_corrupted_value_head, updates=8),
 }

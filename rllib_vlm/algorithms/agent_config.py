@@ -226,8 +226,8 @@ class AgentConfig(AlgorithmConfig):
             epochs: times each is read.
             minibatch_size: rows of one optimizer step; nothing reads all in one.
             lr: learning rate; nothing is that of `training`.
-            lr_schedule: "constant", "linear" or "cosine", over `updates`; where `grounding_updates` come first,
-                once over those and once over the rest.
+            lr_schedule: "constant", "linear" or "cosine", over `updates` or `time_budget_s`, whichever ends sooner;
+                where `grounding_updates` come first, over `updates` alone: once over those and once over the rest.
             lr_final_fraction: of `lr`, at the end of the schedule.
             warmup_updates: iterations of linear warm-up.
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.

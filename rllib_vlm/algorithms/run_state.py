@@ -54,6 +54,15 @@ class RunState:
         ):
             self.phase = "finished"
 
+    def spent(self, config: VLMAlgorithmConfig) -> float:
+        """Of the present phase's time budget; 0 without one."""
+        seconds, budget = (
+            (self.warm_start_s, config.warm_start_time_budget_s)
+            if self.phase == "warm_start"
+            else (self.rl_s, config.time_budget_s)
+        )
+        return 0.0 if budget is None else seconds / budget
+
     def reopen(self, config: VLMAlgorithmConfig) -> None:
         """A run that was finished goes on where it may be longer now: its end is still to come, and to be evaluated."""
         if self.phase != "finished":

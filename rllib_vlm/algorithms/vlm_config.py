@@ -237,7 +237,8 @@ class VLMAlgorithmConfig(AgentConfig):
                 from them (groups that all succeeded, or all failed); means are then over the others.
             critic_warmup_updates: first updates that train the critic's head only; the policy stays as it is.
             value_lr: learning rate of the critic's head; nothing is `lr`.
-            lr_schedule: "constant", "linear" or "cosine", over `total_updates`.
+            lr_schedule: "constant", "linear" or "cosine", over `total_updates` or
+                `time_budget_s`, whichever ends sooner.
             lr_warmup_updates: updates of linear warm-up.
             lr_final_fraction: of `lr`, at the end of the schedule.
             total_updates: updates after the warm start; then the run evaluates and ends.

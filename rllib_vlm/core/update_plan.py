@@ -54,17 +54,28 @@ def learning_rate(
     warmup: int = 0,
     total: int | None = None,
     final_fraction: float = 0.0,
+    spent: float = 0.0,
 ) -> float:
     """The rate of update number `update` (from 0), counted over the whole run, so that a resumed run continues it.
 
     A linear warm-up over the first `warmup` updates, then constant, or falling to
-    `final_fraction * base` at update `total`.
+    `final_fraction * base` at update `total`, or when all time is spent if that is sooner: a
+    machine too slow for all updates still ends at the low rate that the schedule is for.
+
+    Args:
+        base: the rate after the warm-up.
+        update: from 0.
+        schedule: how it falls.
+        warmup: updates.
+        total: updates at which it has fallen; None: never.
+        final_fraction: of `base`, that it falls to.
+        spent: share of the time budget that is used up; 0 without one.
     """
     if update < warmup:
         return base * (update + 1) / (warmup + 1)
     if schedule == "constant" or total is None:
         return base
-    progress = min(1.0, (update - warmup) / max(1, total - warmup))
+    progress = min(1.0, max(spent, (update - warmup) / max(1, total - warmup)))
     fall = 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return base * (final_fraction + (1.0 - final_fraction) * fall)
 

@@ -52,10 +52,14 @@ def test_seeds_are_compared_with_undisturbed_runs_of_the_same_seeds(tmp_path):
     rows = [row("undisturbed", success, seed=seed) for seed, success in enumerate((0.8, 0.5, 0.1))]
     rows += [row("nan_gradients", 0.0, guarded=False, seed=seed) for seed in (0, 1)]
     rows += [row("nan_gradients", success, seed=seed) for seed, success in enumerate((0.78, 0.44))]
+    rows[3] |= {"mended": 0.3}
     found = run("nan_gradients", "undisturbed", "healthy=3", "seeds=2", written(tmp_path, rows))
     assert (found["value"], found["unit"]) == (1, "of 1 faults survived")
     assert found["details"]["nan_gradients, guarded: from undisturbed runs of the same seeds"] == -0.04
     assert found["details"]["undisturbed runs"] == 3
+    taken_away = "success once the fault is taken away"
+    assert found["details"][f"nan_gradients, without guard: {taken_away}"] == 0.3
+    assert f"nan_gradients, guarded: {taken_away}" not in found["details"]
 
 
 def test_parts_are_compared_with_an_undisturbed_run(tmp_path):

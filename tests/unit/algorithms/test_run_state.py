@@ -35,6 +35,13 @@ def test_phases_end_by_time_too():
     assert state.phase == "finished"
 
 
+def test_spent_is_of_the_phase_that_goes_on():
+    config = tiny_config("ppo").warm_start(updates=100, time_budget_s=5.0)
+    assert RunState(warm_start_s=2.0).spent(config) == pytest.approx(0.4)
+    assert RunState(phase="rl", warm_start_s=5.0, rl_s=3.0).spent(config) == 0.0  # no budget
+    assert RunState(phase="rl", rl_s=3.0).spent(config.training(time_budget_s=4.0)) == pytest.approx(0.75)
+
+
 def test_without_a_warm_start_the_beginning_is_its_end():
     config = tiny_config("ppo")
     state = RunState()

@@ -21,6 +21,14 @@ def test_falling_schedules_end_at_the_final_fraction(schedule, middle):
     assert rate(12) == rate(50) == pytest.approx(0.2)
 
 
+def test_a_spent_budget_ends_the_schedule_before_its_updates_do():
+    rate = lambda u, spent: learning_rate(1.0, u, schedule="linear", total=10, spent=spent)  # noqa: E731
+    assert rate(2, 0.1) == pytest.approx(0.8)  # as many updates as planned: the clock changes nothing
+    assert rate(2, 0.6) == pytest.approx(0.4)
+    assert rate(2, 1.5) == 0.0
+    assert learning_rate(1.0, 2, total=10, spent=0.6) == 1.0
+
+
 def test_linear_and_cosine_differ_off_the_middle():
     linear, cosine = (learning_rate(1.0, 2, schedule=s, total=10) for s in ("linear", "cosine"))
     assert linear == pytest.approx(0.8)
