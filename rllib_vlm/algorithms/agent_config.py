@@ -70,6 +70,7 @@ class AgentConfig(AlgorithmConfig):
         self.warm_start_lr: float | None = None
         self.warm_start_lr_schedule: Schedule = "constant"
         self.warm_start_lr_final_fraction = 0.0
+        self.warm_start_lr_schedule_by_time = False
         self.warm_start_warmup_updates = 0
         self.warm_start_policy_share = 0.0
         self.warm_start_policy_share_updates = 0
@@ -201,6 +202,7 @@ class AgentConfig(AlgorithmConfig):
         lr: Any = NotProvided,
         lr_schedule: Any = NotProvided,
         lr_final_fraction: Any = NotProvided,
+        lr_schedule_by_time: Any = NotProvided,
         warmup_updates: Any = NotProvided,
         policy_share: Any = NotProvided,
         policy_share_updates: Any = NotProvided,
@@ -226,9 +228,11 @@ class AgentConfig(AlgorithmConfig):
             epochs: times each is read.
             minibatch_size: rows of one optimizer step; nothing reads all in one.
             lr: learning rate; nothing is that of `training`.
-            lr_schedule: "constant", "linear" or "cosine", over `updates` or `time_budget_s`, whichever ends sooner;
-                where `grounding_updates` come first, over `updates` alone: once over those and once over the rest.
+            lr_schedule: "constant", "linear" or "cosine", over `updates`; where `grounding_updates` come first,
+                once over those and once over the rest.
             lr_final_fraction: of `lr`, at the end of the schedule.
+            lr_schedule_by_time: the schedule ends with `time_budget_s` too, if that is sooner; not with
+                `grounding_updates`.
             warmup_updates: iterations of linear warm-up.
             policy_share: how often the policy acts while the expert labels (DAgger), 0 to 1.
             policy_share_updates: iterations over which that share grows from 0.

@@ -146,7 +146,8 @@ RANGES: dict[str, Range] = {
 }
 _FLAGS = (
     "warm_start_only_successes", "normalize_advantages", "mask_truncated", "drop_uninformative", "packing",
-    "log_entropy", "bootstrap_truncated", "one_step_off_policy",
+    "log_entropy", "bootstrap_truncated", "one_step_off_policy", "lr_schedule_by_time",
+    "warm_start_lr_schedule_by_time",
 )  # fmt: skip
 _MAPPINGS = (
     "env_config",

@@ -320,6 +320,18 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if c.lr_schedule in ("linear", "cosine") and c.total_updates is None:
         yield f"lr_schedule {c.lr_schedule!r} needs total_updates, where it ends"
+    for section, prefix in (("training", ""), ("warm_start", "warm_start_")):
+        if not getattr(c, f"{prefix}lr_schedule_by_time"):
+            continue
+        if getattr(c, f"{prefix}time_budget_s") is None:
+            yield f"{section}.lr_schedule_by_time needs {section}.time_budget_s, with which the schedule ends"
+        if getattr(c, f"{prefix}lr_schedule") == "constant":
+            yield f"{section}.lr_schedule_by_time needs a {section}.lr_schedule that falls: linear or cosine"
+    if c.warm_start_lr_schedule_by_time and c.warm_start_grounding_updates:
+        yield (
+            "warm_start.lr_schedule_by_time: grounding_updates have a schedule of their own, and how both share the "
+            "time budget is not known; leave one of them out"
+        )
     if c.minibatch_size and c.num_learners > 1 and c.minibatch_size < c.num_learners:
         yield f"minibatch_size {c.minibatch_size} leaves some of {c.num_learners} learners without rows"
     if c.groups_per_update < (c.num_learners or 1):

@@ -144,8 +144,7 @@ class VLMAlgorithm(SamplingAlgorithm):
             warmup=config.warm_start_warmup_updates,
             total=last - first,
             final_fraction=config.warm_start_lr_final_fraction,
-            # How the time is shared by two stages is not known.
-            spent=0.0 if first or last < config.warm_start_updates else state.spent(config),
+            spent=state.spent(config) if config.warm_start_lr_schedule_by_time else 0.0,
         )
         plan = UpdatePlan(
             losses=config.imitation_settings(state.warm_start_updates),
@@ -178,7 +177,7 @@ class VLMAlgorithm(SamplingAlgorithm):
                 warmup=config.lr_warmup_updates,
                 total=config.total_updates,
                 final_fraction=config.lr_final_fraction,
-                spent=state.spent(config),
+                spent=state.spent(config) if config.lr_schedule_by_time else 0.0,
             )
             for base in (config.lr, config.lr if config.value_lr is None else config.value_lr)
         ]

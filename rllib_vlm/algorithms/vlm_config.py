@@ -82,6 +82,7 @@ class VLMAlgorithmConfig(AgentConfig):
         self.lr_schedule: Schedule = "constant"
         self.lr_warmup_updates = 0
         self.lr_final_fraction = 0.0
+        self.lr_schedule_by_time = False
         self.total_updates: int | None = None
         self.time_budget_s: float | None = None
         self.precision: Precision = "float32"
@@ -174,6 +175,7 @@ class VLMAlgorithmConfig(AgentConfig):
         lr_schedule: Any = NotProvided,
         lr_warmup_updates: Any = NotProvided,
         lr_final_fraction: Any = NotProvided,
+        lr_schedule_by_time: Any = NotProvided,
         total_updates: Any = NotProvided,
         time_budget_s: Any = NotProvided,
         precision: Any = NotProvided,
@@ -237,10 +239,11 @@ class VLMAlgorithmConfig(AgentConfig):
                 from them (groups that all succeeded, or all failed); means are then over the others.
             critic_warmup_updates: first updates that train the critic's head only; the policy stays as it is.
             value_lr: learning rate of the critic's head; nothing is `lr`.
-            lr_schedule: "constant", "linear" or "cosine", over `total_updates` or
-                `time_budget_s`, whichever ends sooner.
+            lr_schedule: "constant", "linear" or "cosine", over `total_updates`.
             lr_warmup_updates: updates of linear warm-up.
             lr_final_fraction: of `lr`, at the end of the schedule.
+            lr_schedule_by_time: the schedule ends with `time_budget_s` too, if that is sooner: a machine too slow for
+                all updates ends at the low rate as well, and its rates are then those of its clock.
             total_updates: updates after the warm start; then the run evaluates and ends.
             time_budget_s: seconds of reinforcement learning; then the run evaluates and ends.
             precision: of matrix products where it learns. "bfloat16" puts ratios to what the samplers saw off by

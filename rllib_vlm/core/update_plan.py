@@ -59,8 +59,7 @@ def learning_rate(
     """The rate of update number `update` (from 0), counted over the whole run, so that a resumed run continues it.
 
     A linear warm-up over the first `warmup` updates, then constant, or falling to
-    `final_fraction * base` at update `total`, or when all time is spent if that is sooner: a
-    machine too slow for all updates still ends at the low rate that the schedule is for.
+    `final_fraction * base` at update `total`, or when all time is `spent` if that is sooner.
 
     Args:
         base: the rate after the warm-up.
@@ -69,7 +68,7 @@ def learning_rate(
         warmup: updates.
         total: updates at which it has fallen; None: never.
         final_fraction: of `base`, that it falls to.
-        spent: share of the time budget that is used up; 0 without one.
+        spent: share of the time budget that is used up; 0 where the clock has no say.
     """
     if update < warmup:
         return base * (update + 1) / (warmup + 1)

@@ -61,6 +61,15 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.generation(engine={"count": 2}), "has no engines"),
         (lambda c: c.generation(engine={"cuont": 2}), "'count'"),
         (lambda c: c.training(lr_schedule="cosine"), "total_updates"),
+        (lambda c: c.training(lr_schedule_by_time=True), "training.time_budget_s"),
+        (lambda c: c.warm_start(lr_schedule_by_time=True), "warm_start.time_budget_s"),
+        (lambda c: c.training(lr_schedule_by_time=True, time_budget_s=9.0), "linear or cosine"),
+        (
+            lambda c: c.warm_start(
+                updates=9, lr_schedule_by_time=True, time_budget_s=9.0, grounding_updates=2
+            ),
+            "leave one of them out",
+        ),
         (lambda c: c.learners(num_learners=2).training(groups_per_update=1), "groups_per_update"),
         (lambda c: c.simulation(curriculum={"start": 0.1}), "threshold"),
         (lambda c: c.simulation(curriculum={"updates": 3, "stpe": 1}), "step"),
