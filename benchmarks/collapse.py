@@ -200,6 +200,10 @@ def _summary(rows: dict[Run, dict[str, Any]]) -> dict[str, Any]:
         "undisturbed runs rolled back or stopped": sum(
             bool(row["rollbacks"] or row["stopped"]) for row in undisturbed.values()
         ),
+        "undisturbed runs with an alarm": sum(row["alarms"] > 0 for row in undisturbed.values()),
+        "undisturbed runs with a sign that stands alone": sum(
+            row["signs"] > 0 for row in undisturbed.values()
+        ),
         "undisturbed runs: success": json.dumps([row["success"] for row in undisturbed.values()]),
         "faults that harm a run without guard": sum(
             not guarded and points < -_MARGIN for (_, guarded), points in away.items()
@@ -302,10 +306,14 @@ def _play(one: Run, begun: Path) -> dict[str, Any]:
     finally:
         state = algorithm.run_state
         log = Path(algorithm.logdir) / EVENTS_FILE
+        lines = log.read_text().splitlines() if log.is_file() else []
         found |= {
             "training": training,
             "rollbacks": state.rollbacks,
-            "alarms": len(log.read_text().splitlines()) if log.is_file() else 0,
+            **{
+                f"{kind}s": sum(json.loads(line)["event"] == kind for line in lines)
+                for kind in ("sign", "alarm")
+            },
             "cpu_s": round(time.process_time() - cpu, 1),
             "wall_s": round(time.perf_counter() - wall, 1),
         }

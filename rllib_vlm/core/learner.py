@@ -39,7 +39,7 @@ from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.engines import make_engine
 from rllib_vlm.core.engines.base import Engine
 from rllib_vlm.core.engines.lockstep import Lockstep, pieces_of
-from rllib_vlm.core.heap import give_back
+from rllib_vlm.core.heap import give_back, leave_unwritten
 from rllib_vlm.core.loss_terms import LOSS_TERMS, LossSettings
 from rllib_vlm.core.offload import move
 from rllib_vlm.core.step_guard import StepFigures
@@ -118,6 +118,7 @@ class VLMTorchLearner(TorchLearner):
     def begin(self, plan: UpdatePlan) -> None:
         """Takes the plan of an update, and the reference before the first step that moves the policy away from it."""
         torch.set_num_threads(self._threads())
+        leave_unwritten()
         self._plan = plan
         if plan.needs_reference and plan.reference == "copy" and self._reference is None:
             self._reference = self._frozen_copy()

@@ -23,6 +23,7 @@ _LINE, _FAINT, _LEFT = "#2b5f8f", "#9db8cf", "#b9b9b9"
 # Of the findings, in their order; the first ones, which are the gravest, are the strongest.
 _MARKS = ("#d1495b", "#e08e2b", "#7b5ea7", "#3a9d6e", "#c2569b", "#8a6d3b", "#2a9fb5", "#6b7a8f")
 _EVENTS: dict[str, tuple[dict[str, Any], str]] = {  # kind: how it is drawn, and what the legend calls it
+    "sign": ({"color": "#c9c9c9", "linestyle": ":", "linewidth": 0.8}, "guard: one sign"),
     "alarm": ({"color": "#e08e2b", "linestyle": ":", "linewidth": 0.8}, "guard: alarm"),
     "rollback": ({"color": "#6a3d9a", "linestyle": "--", "linewidth": 1.3}, "guard: went back from here"),
     "stopped": ({"color": "black", "linestyle": "-", "linewidth": 1.6}, "guard: stopped the run"),

@@ -35,7 +35,7 @@ EVENTS_FILE = "events.jsonl"  # of guard.collapse_guard, which is not imported: 
 class Event:
     """A line of the guard's."""
 
-    kind: str  # "alarm", "rollback", "stopped", ...
+    kind: str  # "sign", "alarm", "rollback", "stopped", ...
     update: int
     words: str
 
@@ -230,10 +230,10 @@ def _events(file: Path, notes: list[str]) -> list[Event]:
 def _event_words(kind: str, line: Mapping[str, Any]) -> str:
     why = line.get("why")
     because = f": {'; '.join(map(str, why))}" if isinstance(why, list) and why else ""
-    if kind == "alarm":
+    if kind in ("alarm", "sign"):
         usual = line.get("usual")
         before = f", usually {_short(usual)}" if usual is not None else ""
-        return f"alarm, {line.get('vital')} {_short(line.get('value'))}{before}"
+        return f"{kind}, {line.get('vital')} {_short(line.get('value'))}{before}"
     if kind == "rollback":
         return f"went back to update {line.get('to')}{because}"
     reason = line.get("reason")

@@ -20,7 +20,7 @@ from rllib_vlm.diagnosis.records import Trial, find_trials, read_trial
 from rllib_vlm.errors import RLlibVLMError
 
 _LONGEST = 40  # characters of a present value; more says less
-_ALARMS = 3  # told one by one; the picture has them all
+_EVENTS = 3  # signs, and alarms, told one by one; the picture has them all
 
 
 def report(run: Path, *, out: Path | None = None, console: Console) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def _course(name: str, values: c.Values, form: str, *, best: bool = False) -> st
 
 
 def _guard(trial: Trial) -> list[str]:
-    alarms = [event for event in trial.events if event.kind == "alarm"]
-    lines = (
-        [f"guard: {len(alarms)} alarms in {in_words([e.update for e in alarms])}"]
-        if len(alarms) > _ALARMS
-        else []
-    )
-    shown = [event for event in trial.events if event.kind != "alarm" or len(alarms) <= _ALARMS]
+    lines, many = [], set()
+    for kind in ("sign", "alarm"):
+        numbers = [event.update for event in trial.events if event.kind == kind]
+        if len(numbers) > _EVENTS:
+            many.add(kind)
+            lines.append(f"guard: {len(numbers)} {kind}s in {in_words(numbers)}")
+    shown = [event for event in trial.events if event.kind not in many]
     return lines + [f"guard at update {event.update}: {event.words}" for event in shown]
 
 
@@ -126,7 +126,12 @@ def _print_trial(console: Console, trial: Trial, findings: list[Finding]) -> Non
     for line in overview(trial):
         console.print(Text(line))
     if not findings and len(trial.updates):
-        console.print(Text("Nothing was found.", style="bold green"))
+        told = any(event.kind != "sign" for event in trial.events)
+        console.print(
+            Text("Nothing was found beside what the guard saw.")
+            if told
+            else Text("Nothing was found.", style="bold green")
+        )
     for number, finding in enumerate(findings, 1):
         console.print()
         block = Table.grid(padding=(0, 1))

@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_vlm.connectors.parse_actions import ParseActions
 from rllib_vlm.core.columns import SUCCESS, VLMColumns
-from rllib_vlm.core.heap import give_back
+from rllib_vlm.core.heap import give_back, leave_unwritten
 from rllib_vlm.core.rl_module import FROZEN
 from rllib_vlm.data import Conversation, RecordedEpisode, open_demonstrations
 from rllib_vlm.env.conversations import told_episode
@@ -62,6 +62,7 @@ class VLMEnvRunner(SingleAgentEnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         if config.env_runner_torch_threads and kwargs.get("worker_index", 0):
             torch.set_num_threads(config.env_runner_torch_threads)
+        leave_unwritten()
         self.level: float | None = None  # of the curriculum; the driver says
         self._num_samples = 0
         self._open: tuple[Rollout, OpenGroups[SingleAgentEpisode]] | None = None  # episodes that go on

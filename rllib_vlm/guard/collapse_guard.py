@@ -14,7 +14,7 @@ from ray.rllib.utils.annotations import override
 from rllib_vlm.errors import RLlibVLMError
 from rllib_vlm.files import append_json_line, or_go_on
 from rllib_vlm.guard.ring import Ring
-from rllib_vlm.guard.vitals import VITALS, Alarm, Monitor, Vital, bounded
+from rllib_vlm.guard.vitals import VITALS, Monitor, Sign, Vital, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ STATES_FOLDER = "good_states"
 GUARD_STATE = "guard"  # in the run's checkpointed notes
 # Event, as `events.jsonl` names it -> the figure `guard/*` of the results that counts it over the whole run.
 EVENTS = {
+    "sign": "signs_total",
     "alarm": "alarms_total",
     "rollback": "rollbacks",
     "state_not_saved": "states_not_saved",
@@ -47,7 +48,9 @@ class CollapseGuard(RLlibCallback):
     Nothing that was sampled before a rollback is learnt from after it: batches under way and episodes that would go on
     by newer weights are given up.
 
-    Everything it does is a line of `events.jsonl` and is counted by a figure `guard/*` of the results, see `EVENTS`.
+    Each vital that is bad is an `alarm` where its update counts as bad, and a `sign` where it stands alone and decides
+    nothing. Everything seen and done is a line of `events.jsonl` and is counted by a figure `guard/*` of the results,
+    see `EVENTS`.
 
     Args:
         every: healthy updates from one saved state to the next.
@@ -55,7 +58,7 @@ class CollapseGuard(RLlibCallback):
         proof: healthy updates that make a state trusted.
         window: healthy updates that are compared with.
         least_history: updates before anything is compared.
-        z: robust deviations that are an alarm.
+        z: robust deviations that are a sign.
         patience: bad updates in a row that are a collapse.
         drift: robust deviations of success, less half of one an update, that are a collapse when they add up to it.
         lasting: updates in a row with a critic worse than none that are a collapse where success falls meanwhile.
@@ -157,13 +160,14 @@ class CollapseGuard(RLlibCallback):
 
     def _update(self, algorithm: Any, result: dict[str, Any]) -> None:
         ring = self._states(algorithm)
-        alarms = self._monitor.examine(result)
-        result["guard"] = {"alarms": len(alarms)}
+        signs = self._monitor.examine(result)
+        alarmed = self._monitor.alarmed
+        result["guard"] = {"signs": len(signs), "alarms": len(signs) if alarmed else 0}
         update = algorithm.run_state.updates
-        for alarm in alarms:
-            self._tell(algorithm, "alarm", update=update, **_figures(alarm))
+        for sign in signs:
+            self._tell(algorithm, "alarm" if alarmed else "sign", update=update, **_figures(sign))
         if self._monitor.collapsed:
-            self._roll_back(algorithm, alarms, result)
+            self._roll_back(algorithm, signs, result)
             return
         if not self._monitor.healthy:
             ring.suspect()
@@ -176,9 +180,9 @@ class CollapseGuard(RLlibCallback):
             except OSError as error:
                 self._tell(algorithm, "state_not_saved", update=update, reason=str(error))
 
-    def _roll_back(self, algorithm: Any, alarms: list[Alarm], result: dict[str, Any]) -> None:
+    def _roll_back(self, algorithm: Any, signs: list[Sign], result: dict[str, Any]) -> None:
         state, ring = algorithm.run_state, self._states(algorithm)
-        update, why = state.updates, [alarm.words() for alarm in alarms]
+        update, why = state.updates, [sign.words() for sign in signs]
         result["done"] = False  # after a run's last update too: there is one to come, or an error to raise
         ring.suspect()
         if self._last is not None:
@@ -197,7 +201,7 @@ class CollapseGuard(RLlibCallback):
         to, folder = found
         algorithm.roll_back(folder, lr_factor=self._lr_factor, clip_factor=self._clip_factor)
         self._last = to
-        self._monitor.forget_alarms()
+        self._monitor.forget_signs()
         gap = algorithm.probe_sync()
         self._tell(
             algorithm, "rollback", update=update, to=to, why=why, lr_scale=algorithm.run_state.lr_scale,
@@ -236,7 +240,7 @@ def _learned(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _figures(alarm: Alarm) -> dict[str, Any]:
-    usual = None if alarm.usual != alarm.usual else alarm.usual  # JSON has no NaN
-    z = None if alarm.z == float("inf") else round(alarm.z, 2)
-    return {"vital": alarm.vital, "value": alarm.value, "usual": usual, "z": z, "decides": alarm.decides}
+def _figures(sign: Sign) -> dict[str, Any]:
+    usual = None if sign.usual != sign.usual else sign.usual  # JSON has no NaN
+    z = None if sign.z == float("inf") else round(sign.z, 2)
+    return {"vital": sign.vital, "value": sign.value, "usual": usual, "z": z, "decides": sign.decides}

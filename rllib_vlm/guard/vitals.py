@@ -5,7 +5,7 @@ Each figure is compared with its own last healthy updates by a z-score that outl
     z = (x - median) / max(1.4826 * median(|w - median|), least)        over the window w
 
 `least` is the spread below which a figure is taken to stand still, so that a run which hardly varies does not
-alarm at its first small move. 1.4826 makes the median deviation that of a normal distribution's standard
+give a sign at its first small move. 1.4826 makes the median deviation that of a normal distribution's standard
 deviation (Rousseeuw and Croux 1993, "Alternatives to the Median Absolute Deviation").
 
 What falls a little each update never is far from its window. Its deviations are added up instead, less half of one an
@@ -88,7 +88,7 @@ VITALS: tuple[Vital, ...] = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
+class Sign:
     """A vital that is bad in one update."""
 
     vital: str
@@ -132,26 +132,31 @@ class Monitor:
     _at_once: bool = False
     _good: int = 0  # in all
 
-    def examine(self, result: Mapping[str, Any]) -> list[Alarm]:
-        """The alarms of one update; what was healthy joins the window."""
-        alarms = []
+    def examine(self, result: Mapping[str, Any]) -> list[Sign]:
+        """What is bad in one update; what was healthy joins the window."""
+        signs = []
         for vital in self.vitals:
             value = _number(result, vital.path)
             if value is None:
                 continue
             past = self._seen.setdefault(vital.name, deque(maxlen=self.window))
-            alarm = self._check(vital, value, past)
-            if alarm is None:
+            sign = self._check(vital, value, past)
+            if sign is None:
                 past.append(value)
             else:
-                alarms.append(alarm)
+                signs.append(sign)
         if self._ailing:
-            alarms = [self._in_the_long_run(alarm) for alarm in alarms]
-        self._at_once = any(a.at_once for a in alarms)
-        grave = any(a.decides for a in alarms) or len(alarms) > 1
+            signs = [self._in_the_long_run(sign) for sign in signs]
+        self._at_once = any(sign.at_once for sign in signs)
+        grave = any(sign.decides for sign in signs) or len(signs) > 1
         self._bad = self._bad + 1 if grave else 0
         self._good += not grave
-        return alarms
+        return signs
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last update counts as bad: one of its signs decides, or two came together."""
+        return self._bad > 0
 
     @property
     def collapsed(self) -> bool:
@@ -163,7 +168,7 @@ class Monitor:
         """Whether the last update gave no cause for worry, so that the state after it may be gone back to."""
         return not (self._bad or self._ailing or any(total > _SUSPECT for total in self._sums.values()))
 
-    def forget_alarms(self) -> None:
+    def forget_signs(self) -> None:
         """After the run went back; the window stays, for it holds healthy updates alone."""
         self._bad, self._at_once = 0, False
         self._sums.clear()
@@ -184,30 +189,30 @@ class Monitor:
         self._rows = dict(state.get("rows", {}))
         self._bad, self._good = int(state["bad"]), int(state["good"])
 
-    def _check(self, vital: Vital, value: float, past: Iterable[float]) -> Alarm | None:
-        """The alarm of one figure, if it is one; keeps count of what adds up over updates."""
+    def _check(self, vital: Vital, value: float, past: Iterable[float]) -> Sign | None:
+        """The sign that one figure is, if it is one; keeps count of what adds up over updates."""
         usual, z = self._deviation(vital, value, past)
         bad = z > self.z
-        alarm = Alarm(
+        sign = Sign(
             vital=vital.name, value=value, usual=usual, z=z,
             decides=vital.decides or (vital.bounds_decide and math.isinf(z)),
         )  # fmt: skip
         if vital.drifts:
             self._sums[vital.name] = max(0.0, self._sums.get(vital.name, 0.0) + min(z, self.z) - _REFERENCE)
             if self._sums[vital.name] > self.drift and not bad:
-                return replace(alarm, z=self._sums[vital.name], at_once=True)
+                return replace(sign, z=self._sums[vital.name], at_once=True)
         if vital.lasts:
             self._rows[vital.name] = self._rows.get(vital.name, 0) + 1 if bad else 0
-        return alarm if bad else None
+        return sign if bad else None
 
     @property
     def _ailing(self) -> bool:
         """Whether there is a sign of what lasts while something is on its way down."""
         return any(self._rows.values()) and any(total > 0.0 for total in self._sums.values())
 
-    def _in_the_long_run(self, alarm: Alarm) -> Alarm:
-        long = self._rows.get(alarm.vital, 0) >= self.lasting
-        return replace(alarm, decides=True, at_once=True) if long else alarm
+    def _in_the_long_run(self, sign: Sign) -> Sign:
+        long = self._rows.get(sign.vital, 0) >= self.lasting
+        return replace(sign, decides=True, at_once=True) if long else sign
 
     def _deviation(self, vital: Vital, value: float, past: Iterable[float]) -> tuple[float, float]:
         """The window's median, and how far on the bad side of it a figure is, in robust deviations."""

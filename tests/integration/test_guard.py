@@ -57,7 +57,7 @@ def test_a_ruined_policy_is_taken_back_and_the_run_goes_on_more_carefully(runner
     algorithm = guarded(runners).build_algo()
     try:
         results = [algorithm.train() for _ in range(12 + 5)]
-        assert [e for e in events(algorithm) if e["event"] != "alarm"] == []
+        assert [e for e in events(algorithm) if e["event"] != "sign"] == []
         assert algorithm.probe_sync() < 1e-3
         good = weights(algorithm)
         algorithm.learner_group.foreach_learner(func=ruin)

@@ -110,12 +110,14 @@ def test_a_run_without_a_figure_is_told_without_a_picture(tell, tmp_path: Path):
 
 def test_a_rolled_back_run_with_the_guard_s_events_is_drawn(write_trial, tell):
     events = [{"event": "alarm", "update": u, "vital": "kl", "value": 1.0} for u in range(11, 16)]
+    events.insert(0, {"event": "sign", "update": 4, "vital": "grad_norm", "value": 9.0, "usual": 1.5})
     events.append({"event": "rollback", "update": 15, "to": 10, "why": []})
     folder = write_trial(numbers=[*range(1, 16), *range(11, 31)], events=events)
     text, told = tell(folder)
     assert "guard: 5 alarms in updates 11 to 15" in text
+    assert "guard at update 4: sign, grad_norm 9, usually 1.5" in text
     assert "guard at update 15: went back to update 10" in text
-    assert len(told["trials"][0]["events"]) == 6
+    assert len(told["trials"][0]["events"]) == 7
     plain = np.asarray(PIL.Image.open(folder / "diagnosis.png"))
     (folder / "events.jsonl").unlink()
     tell(folder)

@@ -1,4 +1,4 @@
-"""When an update's figures are an alarm, and when alarms are a collapse."""
+"""When an update's figures are a sign, when signs are an alarm, and when alarms are a collapse."""
 
 import math
 
@@ -30,10 +30,10 @@ def healthy(watch, updates=8):
 
 def test_harm_for_as_long_as_patience_lasts_is_a_collapse():
     watch = healthy(monitor(patience=2))
-    (alarm,) = watch.examine(result(harm=0.2))
-    assert (alarm.vital, alarm.value, alarm.usual, alarm.decides) == ("harm", 0.2, 0.8, True)
-    assert alarm.z == pytest.approx(0.6 / 0.05)
-    assert not watch.collapsed and not watch.healthy
+    (sign,) = watch.examine(result(harm=0.2))
+    assert (sign.vital, sign.value, sign.usual, sign.decides) == ("harm", 0.2, 0.8, True)
+    assert sign.z == pytest.approx(0.6 / 0.05)
+    assert watch.alarmed and not watch.collapsed and not watch.healthy
     watch.examine(result(harm=0.2))
     assert watch.collapsed
 
@@ -50,9 +50,10 @@ def test_a_sign_alone_is_told_and_two_signs_together_count_as_harm():
     watch = healthy(monitor(patience=2))
     for _ in range(5):
         assert [a.vital for a in watch.examine(result(sign=30.0))] == ["sign"]
-        assert watch.healthy
+        assert watch.healthy and not watch.alarmed
     for _ in range(2):
         assert [a.vital for a in watch.examine(result(sign=30.0, other=5.0))] == ["sign", "other"]
+        assert watch.alarmed
     assert watch.collapsed
 
 
@@ -64,12 +65,12 @@ def test_both_directions_count_only_where_both_are_bad():
 
 def test_bounds_hold_from_the_first_update():
     watch = monitor()
-    alarms = watch.examine(result(harm=-2.0, other=10.0))
-    assert [(a.vital, a.z) for a in alarms] == [("harm", math.inf), ("other", math.inf)]
+    signs = watch.examine(result(harm=-2.0, other=10.0))
+    assert [(a.vital, a.z) for a in signs] == [("harm", math.inf), ("other", math.inf)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_figure_that_is_no_number_is_an_alarm(value):
+def test_a_figure_that_is_no_number_is_a_sign(value):
     assert [a.vital for a in healthy(monitor()).examine(result(harm=value))] == ["harm"]
 
 
@@ -77,7 +78,7 @@ def test_a_collapse_does_not_become_what_is_usual():
     watch = healthy(monitor(window=5))
     for _ in range(30):
         assert watch.examine(result(harm=0.1))
-    watch.forget_alarms()
+    watch.forget_signs()
     assert watch.healthy and watch.examine(result()) == []
 
 
@@ -88,7 +89,7 @@ def test_a_policy_that_was_never_well_has_nothing_to_fall_from():
         assert not watch.collapsed and not watch.healthy
 
 
-def test_missing_figures_are_no_alarm():
+def test_missing_figures_are_no_sign():
     assert healthy(monitor()).examine({"a": {}}) == []
 
 
@@ -141,8 +142,8 @@ def test_bounds_of_a_run_s_own_are_harm_where_a_change_is_a_sign():
         least_history=1, patience=1, vitals=bounded({"entropy": (0.01, None), "success": [None, 1]})
     )
     assert watch.examine(entropy(0.1)) == [] and not watch.collapsed
-    (alarm,) = watch.examine(entropy(0.009))
-    assert alarm.vital == "entropy" and alarm.decides and watch.collapsed
+    (sign,) = watch.examine(entropy(0.009))
+    assert sign.vital == "entropy" and sign.decides and watch.collapsed
     assert bounded({}) == VITALS
 
 
@@ -183,7 +184,7 @@ def test_small_falls_that_add_up_are_a_collapse_and_no_state_is_trusted_once_the
     assert alarm.vital == "harm" and alarm.decides and alarm.z > 5.0
     assert 6 < fall < 14
     assert trusted[:3] == [True] * 3 and not any(trusted[7:])
-    watch.forget_alarms()
+    watch.forget_signs()
     assert watch.examine(result()) == [] and watch.healthy
 
 
