@@ -202,7 +202,8 @@ def _summary(rows: dict[Run, dict[str, Any]]) -> dict[str, Any]:
         ),
         "undisturbed runs with an alarm": sum(row["alarms"] > 0 for row in undisturbed.values()),
         "undisturbed runs with a sign that stands alone": sum(
-            row["signs"] > 0 for row in undisturbed.values()
+            row.get("signs", 0) > 0  # older rows have them among the alarms
+            for row in undisturbed.values()
         ),
         "undisturbed runs: success": json.dumps([row["success"] for row in undisturbed.values()]),
         "faults that harm a run without guard": sum(

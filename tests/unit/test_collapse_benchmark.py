@@ -13,7 +13,7 @@ from rllib_vlm.errors import RLlibVLMError
 def row(fault, success, *, guarded=True, seed=0, **more):
     return {
         "fault": fault, "guarded": guarded, "seed": seed, "success": success, "warm_start": 0.5, "rollbacks": 0,
-        "stopped": "", "cpu_s": 50.0, "settings": settings(Run(fault=fault)), **more,
+        "signs": 0, "alarms": 0, "stopped": "", "cpu_s": 50.0, "settings": settings(Run(fault=fault)), **more,
     }  # fmt: skip
 
 
@@ -26,7 +26,9 @@ def written(tmp_path, rows, end=""):
 def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     names = list(FAULTS)
     rows = [row("undisturbed", 0.8, seed=seed) for seed in range(10)]
-    rows[3] |= {"rollbacks": 1}
+    rows[3] |= {"rollbacks": 1, "alarms": 4}
+    rows[4] |= {"signs": 1}
+    rows[5] |= {"signs": 2}
     rows += [row(name, 0.1, guarded=False, seed=seed) for name in names[1:] for seed in range(3)]
     rows += [
         row(names[0], success, guarded=False, seed=seed) for seed, success in enumerate((0.76, 0.9, 0.7))
@@ -40,6 +42,8 @@ def test_runs_that_stand_in_the_file_are_summed_up_and_not_run_again(tmp_path):
     assert details["warm start: success"] == 0.5
     assert details["undisturbed: success"] == 0.8
     assert details["undisturbed runs rolled back or stopped"] == 1
+    assert details["undisturbed runs with an alarm"] == 1
+    assert details["undisturbed runs with a sign that stands alone"] == 2
     assert details["faults that harm a run without guard"] == 4
     assert details[f"{names[0]}, guarded: rollbacks"] == 3
     assert details[f"{names[-1]}, guarded: success"] == 0.6
