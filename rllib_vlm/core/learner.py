@@ -68,6 +68,7 @@ class VLMTorchLearner(TorchLearner):
         self._reference: Any = None  # a frozen copy of the module, for the KL term
         self._engine: Engine
         self.lockstep: Lockstep | None = None  # with the other learners, where the engine needs it
+        leave_unwritten()
         super().build()
 
     @property
@@ -118,7 +119,6 @@ class VLMTorchLearner(TorchLearner):
     def begin(self, plan: UpdatePlan) -> None:
         """Takes the plan of an update, and the reference before the first step that moves the policy away from it."""
         torch.set_num_threads(self._threads())
-        leave_unwritten()
         self._plan = plan
         if plan.needs_reference and plan.reference == "copy" and self._reference is None:
             self._reference = self._frozen_copy()

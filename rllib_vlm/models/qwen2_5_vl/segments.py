@@ -30,8 +30,7 @@ class Segments:
         read: bool [B, L], the tokens whose last states are wanted; None is all.
 
     Attributes:
-        tokens: int64 [N], places in [B * L] of what stands in the line.
-        count: those of them that are read, the first ones.
+        tokens: int64 [N], places in [B * L] of what stands in the line; what fills it up is its last token again.
         read: int64 [n], places in the line of the tokens whose last states are wanted.
     """
 
@@ -47,7 +46,6 @@ class Segments:
         where = (np.cumsum(first) - 1)[twin]  # each real token's place in the line
         wanted = slice(None) if read is None else read.cpu().numpy().flatten()[places]
         among, rank = np.unique(where[wanted], return_inverse=True)
-        self.count = int(first.sum())
         self.tokens, self.read = _tensors(device, _rounded(places[first]), _rounded(among))
         self._all, self._last = _tensors(device, places, where), _tensors(device, places[wanted], rank)
         # What to take of the line, how long a cut is, and what to keep of what comes out.
@@ -120,9 +118,9 @@ def _of_similar_length(lengths: NDArray[np.int64]) -> Sequence[NDArray[np.int64]
 
 
 def _rounded(places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Filled up to one of sixteen lengths an octave, with place 0."""
+    """Filled up to one of sixteen lengths an octave with the last place."""
     step = max(16, 1 << max(0, len(places).bit_length() - 5))
-    return np.pad(places, (0, -len(places) % step))
+    return np.pad(places, (0, -len(places) % step), mode="edge")
 
 
 def _tensors(device: torch.device, *arrays: NDArray[np.int64]) -> tuple[Tensor, ...]:

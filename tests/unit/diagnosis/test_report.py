@@ -108,6 +108,18 @@ def test_a_run_without_a_figure_is_told_without_a_picture(tell, tmp_path: Path):
     assert told["trials"][0]["picture"] is None and not (tmp_path / "diagnosis.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("alarm", "Nothing was found beside what the guard saw."), ("sign", "Nothing was found.")],
+)
+def test_a_run_in_which_the_guard_saw_something_is_not_told_to_be_without_fault(
+    write_trial, tell, kind, said
+):
+    event = {"event": kind, "update": 4, "vital": "success", "value": 0.2, "usual": 0.6}
+    text, _ = tell(write_trial(numbers=range(1, 31), events=[event]))
+    assert said in text.splitlines()
+
+
 def test_a_rolled_back_run_with_the_guard_s_events_is_drawn(write_trial, tell):
     events = [{"event": "alarm", "update": u, "vital": "kl", "value": 1.0} for u in range(11, 16)]
     events.insert(0, {"event": "sign", "update": 4, "vital": "grad_norm", "value": 9.0, "usual": 1.5})
