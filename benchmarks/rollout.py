@@ -1,12 +1,18 @@
-"""Turns a second with 64 conversations in flight, beside one at a time and beside a bare loop."""
+"""Turns a second with 64 conversations in flight, beside one at a time and beside a bare loop, on two cores.
+
+What goes on at once has both cores: two env runner processes of 32 conversations each, as a run on two cores has them,
+or the bare loop in two processes of 32 each. One conversation at a time has the machine to itself, of which it can
+use one core.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import ray
 import torch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
@@ -16,8 +22,9 @@ from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 from rllib_vlm.sims.frozen_lake import FrozenLake
 
-IN_FLIGHT, TURNS, _ALONE, _ROUNDS = 64, 8, 2, 5
+IN_FLIGHT, TURNS, _PROCESSES, _ALONE, _ROUNDS = 64, 8, 2, 2, 5
 _STEPS = 50  # of the lake: episodes go to the limit of turns, or into a hole, or to the goal
+_RUNNERS, _SINGLE, _BARE = _WAYS = ("env runners", "one at a time", "bare loop")
 
 
 def lake_config(slots: int) -> VLMPPOConfig:
@@ -33,66 +40,77 @@ def lake_config(slots: int) -> VLMPPOConfig:
 
 
 def run(*arguments: str) -> dict[str, Any]:
-    """The headline figure is the runner's turns a second over those of one conversation at a time."""
+    """The headline figure is the env runners' turns a second over those of one conversation at a time."""
     rounds = numbers("rollout", arguments, {"rounds": _ROUNDS})["rounds"]
-    torch.set_num_threads(1)
-    runner = VLMEnvRunner(config=lake_config(IN_FLIGHT), worker_index=0, num_workers=0)
-    single = VLMEnvRunner(config=lake_config(1), worker_index=0, num_workers=0)
-    lakes = [FrozenLake(observation="text", max_steps=_STEPS) for _ in range(IN_FLIGHT)]
-    sampling = runner.config.sampling_params
-
-    def bare() -> int:
-        return play(
-            runner.module.family,
-            lakes,
-            range(IN_FLIGHT),
-            system="Task: {instruction}",  # as the template `short` has it
-            parser="no_think",
-            turns=TURNS,
-            sampling=sampling,
-        )
-
-    ways: dict[str, Callable[[], int]] = {
-        "env runner": lambda: sum(map(len, runner.sample(num_episodes=IN_FLIGHT))),
-        "one at a time": lambda: sum(map(len, single.sample(num_episodes=_ALONE))),
-        "bare loop": bare,
-    }
-    for way in ways.values():
-        way()  # warm-up
-    runner.get_metrics()
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    cpu: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():  # side by side, so that all meet the same machine
-            start, begin = time.perf_counter(), time.process_time()
-            turns = way()
-            wall[name].append(turns / (time.perf_counter() - start))
-            cpu[name].append(turns / (time.process_time() - begin))
+    started = not ray.is_initialized()
+    if started:
+        ray.init("local", num_cpus=_PROCESSES, include_dashboard=False, log_to_driver=False)
+    players = [ray.remote(num_cpus=1)(_Player).remote(i) for i in range(_PROCESSES)]
+    wall: dict[str, list[float]] = {way: [] for way in _WAYS}
+    for attempt in range(rounds + 1):
+        for way in _WAYS:  # side by side, so that all meet the same machine
+            start = time.perf_counter()
+            turns = sum(ray.get([p.play.remote(way) for p in (players[:1] if way == _SINGLE else players)]))
+            if attempt:  # the first is a warm-up
+                wall[way].append(turns / (time.perf_counter() - start))
     root = MetricsLogger(root=True)
-    root.aggregate([runner.get_metrics()])
+    root.aggregate(ray.get([p.metrics.remote() for p in players]))
     metrics = root.compile()
-    for each in (runner, single):
-        each.stop()
-    speed = {name: median(values) for name, values in wall.items()}
-    worked = {name: median(values) for name, values in cpu.items()}
+    if started:
+        ray.shutdown()
+    speed = {way: median(values) for way, values in wall.items()}
     return {
         "name": "rollout",
-        "value": round(speed["env runner"] / speed["one at a time"], 2),
-        "unit": f"times the turns a second of one conversation at a time, {IN_FLIGHT} in flight, one thread",
+        "value": round(speed[_RUNNERS] / speed[_SINGLE], 2),
+        "unit": f"times the turns a second of one conversation at a time, {IN_FLIGHT} in flight, two cores",
         "details": {
-            "over the bare loop": round(speed["env runner"] / speed["bare loop"], 3),
-            "over one at a time, processor time": round(worked["env runner"] / worked["one at a time"], 2),
-            "over the bare loop, processor time": round(worked["env runner"] / worked["bare loop"], 3),
-            **{f"turns a second, {name}": round(value, 1) for name, value in speed.items()},
-            **{f"turns a second of processor time, {name}": round(v, 1) for name, v in worked.items()},
+            "over the bare loop": round(speed[_RUNNERS] / speed[_BARE], 3),
+            "the bare loop over one at a time": round(speed[_BARE] / speed[_SINGLE], 2),
+            **{f"turns a second, {way}": round(value, 1) for way, value in speed.items()},
             "prompt tokens, mean": round(float(metrics["prompt_length"]), 1),
             "answer tokens, mean": round(float(metrics["response_length"]), 1),
             "share of the time in generation": _share(metrics, "time_generate_s"),
             "share of the time in rendering prompts": _share(metrics, "time_render_s"),
             "share of the time in simulators": _share(metrics, "time_simulate_s"),
+            "cores": len(os.sched_getaffinity(0)),
             "rounds": rounds,
         },
     }
+
+
+class _Player:
+    """A process: its share of what is in flight, by each of the ways."""
+
+    def __init__(self, index: int) -> None:
+        torch.set_num_threads(1)
+        own = IN_FLIGHT // _PROCESSES
+        # Number 0 is the driver's own runner, which would take its threads as they are.
+        self._runner, self._single = (
+            VLMEnvRunner(config=lake_config(slots), worker_index=index + 1, num_workers=_PROCESSES)
+            for slots in (own, 1)
+        )
+        self._lakes = [FrozenLake(observation="text", max_steps=_STEPS) for _ in range(own)]
+        self._seeds = range(index * own, (index + 1) * own)
+
+    def play(self, way: str) -> int:
+        """How many turns were played."""
+        if way == _RUNNERS:
+            return sum(map(len, self._runner.sample(num_episodes=len(self._lakes))))
+        if way == _SINGLE:
+            return sum(map(len, self._single.sample(num_episodes=_ALONE)))
+        return play(
+            self._runner.module.family,
+            self._lakes,
+            self._seeds,
+            system="Task: {instruction}",  # as the template `short` has it
+            parser="no_think",
+            turns=TURNS,
+            sampling=self._runner.config.sampling_params,
+        )
+
+    def metrics(self) -> Any:
+        """Of the env runner, the warm-up included."""
+        return self._runner.get_metrics()
 
 
 def _share(metrics: Any, name: str) -> float:

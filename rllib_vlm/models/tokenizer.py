@@ -7,7 +7,8 @@ a blank is one token: "mug left 60 10" then is a chain of words of which each ha
 successors in a prompt, so a small model copies it by looking up the word before.
 
 Texts are cut before tokens are made: a chat role with its line break, a word (with the blank
-before it), up to three digits (likewise), a run of punctuation, a line break, a run of blanks.
+before it, or the comma: a list of actions has one token for each), up to three digits (with the
+blank), a run of punctuation, a line break, a run of blanks.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ ANSWER_TAGS = tuple(
 
 _PIECES = (
     r"(?:system|user|assistant)\n"
-    r"| ?[A-Za-z_]+"
+    r"|[ ,]?[A-Za-z_]+"
     r"| ?[0-9]{1,3}"
     r"| ?[^\sA-Za-z0-9_]+"
     r"|\n"
@@ -91,7 +92,7 @@ def train_tokenizer(
     """Trains a byte-level BPE tokenizer whose vocabulary also holds whole words.
 
     Half of what 256 bytes, the special tokens and the tags leave goes to whole words: first
-    `words` (alone and after a blank), then the words of `texts`, the most frequent first. BPE
+    `words` (alone, after a blank and after a comma), then the words of `texts`, the most frequent first. BPE
     merges fill the rest, larger numbers are spelt digit by digit. The same texts in any order give the same tokenizer.
 
     Args:
@@ -115,7 +116,8 @@ def train_tokenizer(
     counts = _count_pieces(texts, splitter, tags)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # A digit is one token with and without a blank before it, for larger numbers.
-    wanted = [p for word in [*"0123456789", *words] for p in _pieces(splitter, (word, " " + word))]
+    wanted = [p for digit in "0123456789" for p in _pieces(splitter, (digit, " " + digit))]
+    wanted += [p for word in words for p in _pieces(splitter, (word, " " + word, "," + word))]
     wanted += _pieces(splitter, [f" {n}" for n in range(10, numbers)])
     fixed = list(dict.fromkeys([*chat.tokens, *tags, *alphabet, *wanted]))
     if len(fixed) > vocab_size:

@@ -67,6 +67,7 @@ class EmbeddedWorld:
         self._models: OrderedDict[House, _Compiled] = OrderedDict()
         self._now: _Compiled | None = None
         self._held: str | None = None
+        self._state: RobotState | None = None  # as last asked for; None since something may have moved
 
     def load(self, house: House, *, x: float, y: float, yaw: float, seed: int = 0) -> None:
         """Builds the house and puts the robot there, arm stowed. `seed` changes nothing: physics draws no lots."""
@@ -78,10 +79,11 @@ class EmbeddedWorld:
                 self._models.popitem(last=False)
         self._now = self._models[house]
         self._now.reset()
-        self._held = None
+        self._held = self._state = None
         self.place(x, y, yaw, *rb.STOWED)
         for _ in range(3):
             mujoco.mj_step(self._now.model, self._now.data)
+        self._state = None
         self.place(x, y, yaw)
 
     def place(
@@ -149,13 +151,15 @@ class EmbeddedWorld:
     @property
     def robot(self) -> RobotState:
         c = self._compiled
-        q = c.data.qpos[c.qpos]
-        gx, gy, gz = c.data.site_xpos[c.grasp]
-        yaw = (math.degrees(q[2]) + 180.0) % 360.0 - 180.0
-        return RobotState(
-            float(q[0]), float(q[1]), yaw, float(q[3]), float(q[4:-1].sum()), math.degrees(q[-1]),
-            (float(gx), float(gy), float(gz)), self._held,
-        )  # fmt: skip
+        if self._state is None:
+            q = c.data.qpos[c.qpos]
+            x, y, angle, lift, *_, wrist = q.tolist()
+            gx, gy, gz = c.data.site_xpos[c.grasp].tolist()
+            yaw = (math.degrees(angle) + 180.0) % 360.0 - 180.0
+            self._state = RobotState(
+                x, y, yaw, lift, float(q[4:-1].sum()), math.degrees(wrist), (gx, gy, gz), self._held
+            )
+        return self._state
 
     @property
     def house(self) -> House:
@@ -187,8 +191,7 @@ class EmbeddedWorld:
 
     def close(self) -> None:
         self._models.clear()
-        self._now = None
-        self._held = None
+        self._now = self._held = self._state = None
 
     @property
     def _compiled(self) -> _Compiled:
@@ -199,6 +202,7 @@ class EmbeddedWorld:
     def _refresh(self) -> None:
         """Brings positions of bodies, cameras and lights up to date with the joints."""
         c = self._compiled
+        self._state = None
         mujoco.mj_kinematics(c.model, c.data)
         mujoco.mj_comPos(c.model, c.data)
         mujoco.mj_camlight(c.model, c.data)
@@ -212,9 +216,11 @@ class EmbeddedWorld:
         goal = c.goal(start, motion)
         ramp = max(4, round(_RAMP_STEPS[motion.joint] * abs(motion.amount) / rb.LARGE_STEP[motion.joint]))
         arrived = False
+        shares = [s * s * (3.0 - 2.0 * s) for s in (k / ramp for k in range(1, ramp + 1))]
+        targets = start + (goal - start) * np.array(shares)[:, None]
         for k in range(1, ramp + _SETTLE_STEPS + 1):
-            s = min(k / ramp, 1.0)
-            data.ctrl[:] = start + (goal - start) * (s * s * (3.0 - 2.0 * s))
+            if k <= ramp:
+                data.ctrl[:] = targets[k - 1]
             mujoco.mj_step(c.model, data)
             if k >= ramp:
                 arrived = float(np.abs(data.qpos[c.qpos] - goal).max()) < _NEAR
@@ -225,6 +231,7 @@ class EmbeddedWorld:
         else:
             data.ctrl[moved] = data.qpos[c.qpos[moved]]
         data.qvel[c.dofs] = 0.0
+        self._state = None
 
     def _pickup(self) -> bool:
         c = self._compiled
@@ -263,12 +270,12 @@ class EmbeddedWorld:
 
     def _weld(self, item: str) -> None:
         self._compiled.weld(item)
-        self._held = item
+        self._held, self._state = item, None
 
     def _release(self) -> None:
         if self._held is not None:
             self._compiled.release(self._held)
-        self._held = None
+        self._held = self._state = None
 
 
 def _change(before: RobotState, after: RobotState, joint: str) -> float:

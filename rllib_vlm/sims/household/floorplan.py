@@ -7,7 +7,7 @@ inside its own rectangle, so a shared wall has one face per room.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import ndimage
 from rllib_vlm.sims.household.catalogue import ROOMS
 from rllib_vlm.sims.household.world import Door, Furniture, House, Room, Split
 
+Point = tuple[float, float]
 Rect = tuple[float, float, float, float]
 
 WALL_THICKNESS = 0.06  # of one room's slab
@@ -202,9 +203,26 @@ class Clearance:
     def at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
         """The values at the grid points nearest to points of any shape, inside the grid."""
         nx, ny = self.values.shape
-        i = np.rint((x - self.x0) / self.step).astype(np.int64).clip(0, nx - 1)
-        j = np.rint((y - self.y0) / self.step).astype(np.int64).clip(0, ny - 1)
+        i = np.rint((x - self.x0) / self.step).astype(np.int64)
+        j = np.rint((y - self.y0) / self.step).astype(np.int64)
+        # Unlike clip, these cost a small array no look at the limits of its type.
+        i = np.minimum(np.maximum(i, 0), nx - 1)
+        j = np.minimum(np.maximum(j, 0), ny - 1)
         return np.asarray(self.values[i, j])
+
+    def least_between(self, starts: Sequence[Point], ends: Sequence[Point]) -> NDArray[np.float64]:
+        """[N] the least value on each of these straight lines, looked up a step apart and at both ends."""
+        counts = np.array(
+            [max(2, math.ceil(math.dist(a, b) / self.step) + 1) for a, b in zip(starts, ends, strict=True)]
+        )
+        last = np.cumsum(counts) - 1
+        first = last + 1 - counts
+        place = np.arange(last[-1] + 1) - np.repeat(first, counts)
+        a, b = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
+        steps = (b - a) / (counts - 1)[:, None]
+        along = place[:, None] * np.repeat(steps, counts, 0) + np.repeat(a, counts, 0)
+        along[last] = b
+        return np.minimum.reduceat(self.at(along[:, 0], along[:, 1]), first).astype(np.float64)
 
     def components(self, radius: float) -> NDArray[np.int32]:
         """[nx, ny] number of the connected free region a disc of this radius may move in; 0: blocked."""

@@ -176,13 +176,13 @@ def open_sides(piece: Furniture, grid: Clearance, reachable: NDArray[np.bool_]) 
     sides = []
     for (ex, ey), along, inward, length, depth in edges:
         steps = np.arange(0.0, length + 1e-9, 0.05)
-        free = []
-        for s in steps:
-            px = ex + along[0] * s - inward[0] * STAND_OFF
-            py = ey + along[1] * s - inward[1] * STAND_OFF
-            i, j = round((px - grid.x0) / grid.step), round((py - grid.y0) / grid.step)
-            nx, ny = reachable.shape
-            free.append(0 <= i < nx and 0 <= j < ny and bool(reachable[i, j]))
+        px = ex + along[0] * steps - inward[0] * STAND_OFF
+        py = ey + along[1] * steps - inward[1] * STAND_OFF
+        i = np.rint((px - grid.x0) / grid.step).astype(np.int64)
+        j = np.rint((py - grid.y0) / grid.step).astype(np.int64)
+        nx, ny = reachable.shape
+        inside = (i >= 0) & (i < nx) & (j >= 0) & (j < ny)
+        free = (inside & reachable[np.where(inside, i, 0), np.where(inside, j, 0)]).tolist()
         first, last = _longest_run(free)
         if last > first:
             start = (ex + along[0] * steps[first], ey + along[1] * steps[first])

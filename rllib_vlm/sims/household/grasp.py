@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rllib_vlm.sims.household.floorplan import footprint
 from rllib_vlm.sims.household.planner import NavigationMap, Point, Pose
-from rllib_vlm.sims.household.world import Furniture, RobotState
+from rllib_vlm.sims.household.world import RobotState
 
 ARM_CLEARANCE_M = 0.035  # of the grasp centre above a surface: half the arm, and a little
 ARM_STEP_M, ARM_SMALL_STEP_M = 0.1, 0.02  # SPOC's step sizes, for the lift and for the arm
@@ -63,33 +63,33 @@ def standing_points(
     near, far = body.gripper_min + margin, body.gripper_max - margin
     ring = nav.free & nav.within(target.x, target.y, near, far)
     result = np.zeros_like(ring)
-    for i, j in np.argwhere(ring):
-        p = (float(nav.xs[i]), float(nav.ys[j]))
-        result[i, j] = _passes_furniture(nav, body, p, target) and _passes_items(body, p, target, others)
+    cells = np.argwhere(ring)
+    points = np.stack([nav.xs[cells[:, 0]], nav.ys[cells[:, 1]]], 1)
+    for k in np.flatnonzero(_passes_furniture(nav, body, points, target)):
+        result[tuple(cells[k])] = _passes_items(body, points[k].tolist(), target, others)
     roomy = result & (nav.clearance >= body.radius + 0.04)
     return roomy if roomy.any() else result
 
 
-def _passes_furniture(nav: NavigationMap, body: Body, p: Point, target: Target) -> bool:
-    """Whether the arm passes walls and furniture between p and the target."""
-    if not nav.in_sight(p, (target.x, target.y), body.arm_width):
-        return False
+def _passes_furniture(
+    nav: NavigationMap, body: Body, points: NDArray[np.float64], target: Target
+) -> NDArray[np.bool_]:
+    """[N] whether the arm passes walls and furniture between points [N, 2] and the target."""
+    if not len(points):
+        return np.zeros(0, np.bool_)
+    end = np.array([target.x, target.y])
+    passes = nav.all_in_sight(points.tolist(), (target.x, target.y), body.arm_width)
+    samples = points[:, None] + np.linspace(0.0, 1.0, 12)[:, None] * (end - points)[:, None]  # [N, 12, 2]
     for piece in nav.house.furniture:
         # What is no higher than the top the item stands on (its own receptacle above all) is passed over.
         if piece.height <= target.bottom + 0.01:
             continue
-        if _segment_in_rect(p, (target.x, target.y), piece, body.arm_width):
-            return False
-    return True
-
-
-def _segment_in_rect(a: Point, b: Point, piece: Furniture, grow: float) -> bool:
-    x0, y0, x1, y1 = footprint(piece)
-    for t in np.linspace(0.0, 1.0, 12):
-        x, y = a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])
-        if x0 - grow <= x <= x1 + grow and y0 - grow <= y <= y1 + grow:
-            return True
-    return False
+        x0, y0, x1, y1 = footprint(piece)
+        inside = (samples >= (x0 - body.arm_width, y0 - body.arm_width)) & (
+            samples <= (x1 + body.arm_width, y1 + body.arm_width)
+        )
+        passes &= ~inside.all(-1).any(-1)
+    return passes
 
 
 def _passes_items(body: Body, p: Point, target: Target, others: list[Target]) -> bool:

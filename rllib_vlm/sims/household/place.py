@@ -76,8 +76,9 @@ class Place:
         key = f"view {item.id}"
         if key not in self._masks:
             mask = self.reachable & self.nav.within(item.x, item.y, *VIEWING_M)
-            for i, j in np.argwhere(mask):
-                point = float(self.nav.xs[i]), float(self.nav.ys[j])
-                mask[i, j] = self.nav.in_sight(point, (item.x, item.y), 0.08)
+            i, j = np.nonzero(mask)
+            if len(i):
+                points = list(zip(self.nav.xs[i].tolist(), self.nav.ys[j].tolist(), strict=True))
+                mask[i, j] = self.nav.all_in_sight(points, (item.x, item.y), 0.08)
             self._masks[key] = mask
         return self._masks[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
-from rllib_vlm.sims.household.floorplan import Clearance, footprint, room_walls
+from rllib_vlm.sims.household.floorplan import Clearance, Point, footprint, room_walls
 from rllib_vlm.sims.household.world import House, Room
 
 MOVE_M, TURN_DEG, SMALL_TURN_DEG = 0.2, 30.0, 6.0  # SPOC's step sizes
+Cell = tuple[int, int]
 HEADING_DEG = 9.0  # smaller heading errors are not worth a turn: the next turn mends them
+_NEARER_M = 0.03  # less than the grid's step: beside a wall, its clearance trembles by about as much
 SIGHT_HEIGHT_M = 1.2  # furniture at least this high hides what is behind it
-
-Point = tuple[float, float]
 
 
 def wrap_deg(angle: float) -> float:
@@ -75,6 +76,7 @@ class NavigationMap:
         nx, ny = self.free.shape
         self.xs = self._fine.x0 + self.STEP * np.arange(nx)
         self.ys = self._fine.y0 + self.STEP * np.arange(ny)
+        self._x, self._y = self.xs.tolist(), self.ys.tolist()  # numbers of Python, for what looks at a few
 
     @cached_property
     def _walls(self) -> Clearance:
@@ -117,7 +119,7 @@ class NavigationMap:
     def cell(self, x: float, y: float) -> tuple[int, int]:
         """The grid point nearest to (x, y)."""
         nx, ny = self.free.shape
-        i, j = round((x - self.xs[0]) / self.STEP), round((y - self.ys[0]) / self.STEP)
+        i, j = round((x - self._x[0]) / self.STEP), round((y - self._y[0]) / self.STEP)
         return min(max(i, 0), nx - 1), min(max(j, 0), ny - 1)
 
     def free_cell(self, x: float, y: float) -> tuple[int, int] | None:
@@ -158,26 +160,30 @@ class NavigationMap:
         cell = self.free_cell(x, y)
         return math.inf if cell is None else float(field[cell])
 
-    def descend(self, field: NDArray[np.float64], x: float, y: float) -> list[Point]:
-        """The way from (x, y) down the field to a goal, grid point by grid point."""
+    def descend(
+        self, field: NDArray[np.float64], x: float, y: float, known: dict[Cell, Cell] | None = None
+    ) -> list[Point]:
+        """The way from (x, y) down the field to a goal, grid point by grid point.
+
+        Args:
+            field: from `field`.
+            x: metres.
+            y: metres.
+            known: takes up which grid point follows on which, so that another way down the same field need not look.
+        """
         cell = self.free_cell(x, y)
         if cell is None or not math.isfinite(field[cell]):
             return []
-        i, j = cell
-        way = [(float(self.xs[i]), float(self.ys[j]))]
-        while field[i, j] > 0.0:
-            window = field[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
-            di, dj = np.unravel_index(int(np.argmin(window)), window.shape)
-            ni, nj = max(i - 1, 0) + int(di), max(j - 1, 0) + int(dj)
-            if field[ni, nj] >= field[i, j]:
-                break
-            i, j = ni, nj
-            way.append((float(self.xs[i]), float(self.ys[j])))
-        return way
-
-    def line_free(self, a: Point, b: Point, radius: float | None = None) -> bool:
-        """Whether a disc of this radius (default: the robot) can go straight from a to b."""
-        return self._along(self._fine, a, b) >= (self.radius if radius is None else radius)
+        known = {} if known is None else known
+        way = []
+        while True:
+            way.append((self._x[cell[0]], self._y[cell[1]]))
+            below = known.get(cell)
+            if below is None:
+                below = known[cell] = _below(field, cell)
+            if below == cell:
+                return way
+            cell = below
 
     def lines_free(self, a: Point, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """[N] whether the robot can go straight from a to each of these points [N, 2]."""
@@ -187,24 +193,29 @@ class NavigationMap:
         return np.asarray(self._fine.at(x, y).min(0) >= self.radius - 0.02)
 
     def ranges(self, pose: Pose, bearings: Sequence[float], farthest: float) -> NDArray[np.float64]:
-        """[N] metres the robot could go straight along each bearing (degrees from its heading), `farthest` at most."""
+        """[N] metres the robot could go straight along each bearing (degrees from its heading), `farthest` at most.
+
+        Where it already stands nearer to something than ways of the planner lead, it may go where that gets no nearer.
+        """
         out = np.arange(0.0, farthest + 1e-9, self._fine.step)
         angles = np.radians(pose.yaw + np.asarray(bearings, np.float64))[:, None]
         along = self._fine.at(pose.x + out * np.cos(angles), pose.y + out * np.sin(angles))
-        blocked = along < self.radius - 0.02
-        blocked[:, 0] = False  # where it stands, it stands
+        here = float(along[0, 0]) - _NEARER_M
+        blocked = along < min(self.radius - 0.02, here)
         first = np.where(blocked.any(1), blocked.argmax(1) - 1, len(out) - 1)
         return np.asarray(out[first])
 
+    def straight_free(self, a: Point, points: Sequence[Point]) -> NDArray[np.bool_]:
+        """[N] whether the robot, 2 cm slimmer, can go straight from a to each of these points."""
+        return self._fine.least_between([a] * len(points), points) >= self.radius - 0.02
+
     def in_sight(self, a: Point, b: Point, margin: float = 0.01) -> bool:
         """Whether neither walls nor tall furniture come within `margin` of the line between two points."""
-        return self._along(self._walls, a, b) > margin
+        return bool(self.all_in_sight([a], b, margin)[0])
 
-    @staticmethod
-    def _along(grid: Clearance, a: Point, b: Point) -> float:
-        """The least clearance between two points."""
-        n = max(2, math.ceil(math.dist(a, b) / grid.step) + 1)
-        return float(grid.at(np.linspace(a[0], b[0], n), np.linspace(a[1], b[1], n)).min())
+    def all_in_sight(self, points: Sequence[Point], b: Point, margin: float = 0.01) -> NDArray[np.bool_]:
+        """[N] the same of lines from each of these points to b."""
+        return self._walls.least_between(points, [b] * len(points)) > margin
 
     def random_pose(
         self, rng: np.random.Generator, where: NDArray[np.bool_] | None = None, *, room: Room | None = None
@@ -254,8 +265,9 @@ def drive(
     (coarsely, then finely), then moves.
     """
     actions: list[str] = []
+    known: dict[Cell, Cell] = {}
     while len(actions) < limit and not arrived(pose):
-        way = nav.descend(field, pose.x, pose.y)
+        way = nav.descend(field, pose.x, pose.y, known)
         if not way:
             break
         goal = _straight(nav, pose, way, lookahead)
@@ -270,10 +282,17 @@ def drive(
 
 def _straight(nav: NavigationMap, pose: Pose, way: Sequence[Point], lookahead: float) -> Point:
     """The farthest point of a way that can be reached straight, within `lookahead` metres."""
-    goal = way[min(1, len(way) - 1)]
-    for point in way[1:]:
-        if math.dist(pose.point, point) > lookahead:
-            break
-        if nav.line_free(pose.point, point, nav.radius - 0.02):
-            goal = point
-    return goal
+    near = list(itertools.takewhile(lambda p: math.dist(pose.point, p) <= lookahead, way[1:]))
+    free = np.flatnonzero(nav.straight_free(pose.point, near)).tolist() if near else []
+    return near[free[-1]] if free else way[min(1, len(way) - 1)]
+
+
+def _below(field: NDArray[np.float64], cell: Cell) -> Cell:
+    """The neighbour that is nearest to a goal, or the grid point itself where none is nearer."""
+    i, j = cell
+    if field[i, j] <= 0.0:
+        return cell
+    i0, j0 = max(i - 1, 0), max(j - 1, 0)
+    window = field[i0 : i + 2, j0 : j + 2]
+    di, dj = divmod(int(window.argmin()), window.shape[1])
+    return cell if window[di, dj] >= field[i, j] else (i0 + di, j0 + dj)

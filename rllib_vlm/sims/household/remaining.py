@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rllib_vlm.sims.household.episode import ROOM_MARGIN_M, Episode
 from rllib_vlm.sims.household.grasp import ARM_STEP_M, grasp_heights
-from rllib_vlm.sims.household.planner import MOVE_M, TURN_DEG, NavigationMap, Pose, wrap_deg
+from rllib_vlm.sims.household.planner import MOVE_M, TURN_DEG, Cell, NavigationMap, Pose, wrap_deg
 from rllib_vlm.sims.household.tasks import GRASPING
 from rllib_vlm.sims.household.world import Item, RobotState, Room
 
@@ -33,6 +33,7 @@ class Remaining:
         self._nav: NavigationMap = episode.place.nav
         self._targets: list[Item] = [i for i in episode.house.items if i.id in episode.task.targets]
         self._fields: dict[str, NDArray[np.float64]] = {}
+        self._known: dict[str, dict[Cell, Cell]] = {}
 
     @cached_property
     def _near_goal(self) -> NDArray[np.bool_]:
@@ -87,7 +88,8 @@ class Remaining:
             return 0.0, pose
         if key not in self._fields:
             self._fields[key] = nav.field(goal)
-        way = np.array(nav.descend(self._fields[key], pose.x, pose.y)).reshape(-1, 2)
+        known = self._known.setdefault(key, {})
+        way = np.array(nav.descend(self._fields[key], pose.x, pose.y, known)).reshape(-1, 2)
         if not len(way):
             return math.inf, pose
         reached = [bool(enough[nav.cell(x, y)]) for x, y in way.tolist()]

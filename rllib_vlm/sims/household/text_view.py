@@ -12,7 +12,7 @@ from rllib_vlm.sims.household.world import RobotState
 MAX_LINES = 12
 NEAR_M = 1.1  # things nearer than this are told with their place relative to the gripper
 FREE_M = 2.0  # free floor is told of so far
-_RANGED_DEG = (60.0, 30.0, 0.0, -30.0, -60.0)
+_RANGED_DEG = (120.0, 60.0, 30.0, 0.0, -30.0, -60.0, -120.0, 180.0)
 
 
 def proprioception(robot: RobotState, held: str, failed: Sequence[str]) -> str:
@@ -71,10 +71,10 @@ def describe_relevant(scene: Scene, task: Task, held: str, failed: Sequence[str]
 
 
 def ways(scene: Scene) -> str:
-    """What a range finder tells of furniture and walls in the way: `free 8 10 20 20 4`.
+    """What a range finder tells of furniture and walls in the way: `free 2 8 10 20 20 4 0 15`.
 
-    How far the robot could go straight, in decimetres, from left to right: at 60, 30, 0, -30 and -60 degrees from its
-    heading. Exact to 1 up to 1 m and to 5 up to `FREE_M`, which also stands for more.
+    How far the robot could go straight, in decimetres, from left to right: at 120, 60, 30, 0, -30, -60 and -120 degrees
+    from its heading, then behind it. Exact to 1 up to 1 m and to 5 up to `FREE_M`, which also stands for more.
     """
     dm = [math.floor(10 * d + 1e-6) for d in scene.nav.ranges(scene.pose, _RANGED_DEG, FREE_M)]
     return f"free {' '.join(str(d if d <= 10 else 5 * (d // 5)) for d in dm)}"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rllib_vlm.sims.household.floorplan import Clearance
 from rllib_vlm.sims.household.houses import generate_house
 from rllib_vlm.sims.household.planner import NavigationMap, Pose, drive, turns, wrap_deg
 from rllib_vlm.sims.household.world import Door, Furniture, House, Room
@@ -44,7 +45,31 @@ def test_metric_field_is_the_geodesic_distance(two_rooms: NavigationMap) -> None
 def test_sight_stops_at_walls_and_passes_doors(two_rooms: NavigationMap) -> None:
     assert two_rooms.in_sight((0.5, 1.5), (5.5, 1.5))
     assert not two_rooms.in_sight((1.0, 0.4), (5.0, 0.4))
-    assert not two_rooms.line_free((0.5, 1.5), (2.5, 1.5))  # the block is low but in the way
+    behind, beside = (2.5, 1.5), (0.5, 0.5)
+    assert two_rooms.in_sight((0.5, 1.5), behind)  # the block is low
+    assert two_rooms.straight_free((0.5, 1.5), [behind, beside]).tolist() == [False, True]  # but in the way
+
+
+@given(seed=st.integers(0, 3), draw=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_lines_are_looked_up_as_each_alone_and_known_ways_are_the_ways(seed: int, draw: int) -> None:
+    house = generate_house(seed, "train", rooms=(2, 2))
+    nav, grid, rng = NavigationMap(house, RADIUS), Clearance.of(house), np.random.default_rng(draw)
+    a, b = (rng.uniform((nav.xs[0], nav.ys[0]), (nav.xs[-1], nav.ys[-1]), (6, 2)) for _ in range(2))
+    b[0] = a[0]  # no way at all
+    for p, q, found in zip(a.tolist(), b.tolist(), grid.least_between(a.tolist(), b.tolist()), strict=True):
+        n = max(2, math.ceil(math.dist(p, q) / grid.step) + 1)
+        on_the_way = zip(
+            np.linspace(p[0], q[0], n).tolist(), np.linspace(p[1], q[1], n).tolist(), strict=True
+        )
+        assert found == min(float(grid.values[grid.index(x, y)]) for x, y in on_the_way)
+    field = nav.field([(d.x, d.y) for d in house.doors])
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+    for p in a.tolist():
+        way = nav.descend(field, *p)
+        assert nav.descend(field, *p, known) == way
+        values = [nav.value(field, *q) for q in way]
+        assert values == sorted(values, reverse=True)
 
 
 @given(error=st.floats(-180.0, 179.9), tolerance=st.floats(3.1, 12.0))

@@ -69,7 +69,7 @@ def test_the_way_told_to_be_free_is_as_far_as_the_robot_gets() -> None:
     for seed in range(12):
         env.reset(seed=seed)
         at = env.scene.pose.point
-        ahead = int(ways(env.scene).split()[3]) / 10
+        ahead = _free(env)[3]
         for _ in range(5):
             env.turn(["move_ahead"])
         driven = math.dist(at, env.scene.pose.point)
@@ -79,3 +79,27 @@ def test_the_way_told_to_be_free_is_as_far_as_the_robot_gets() -> None:
             assert driven < 0.8, (seed, ahead, driven)  # it may slide along what is in the way
     assert blocked > 0
     env.close()
+
+
+def test_beside_furniture_the_way_out_is_told() -> None:
+    env = Household(observation="text", told="task_relevant")
+    close = 0
+    for seed in range(12):
+        env.reset(seed=seed)
+        for _ in range(6):
+            env.turn(["move_ahead"] * 5)
+        if env.scene.nav.clearance_at(*env.scene.pose.point) >= env.scene.nav.radius - 0.02:
+            continue  # it came to no standstill, or at an angle
+        close += 1
+        ahead, behind = _free(env)[3], _free(env)[-1]
+        assert ahead < behind, (seed, ahead, behind)
+        at = env.scene.pose.point
+        env.turn(["move_back"] * 3)
+        assert math.dist(at, env.scene.pose.point) >= min(behind, 0.6) - 0.08, (seed, behind)
+    assert close > 3
+    env.close()
+
+
+def _free(env: Household) -> list[float]:
+    """Metres."""
+    return [int(dm) / 10 for dm in ways(env.scene).split()[1:]]
