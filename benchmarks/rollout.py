@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import ray
-import torch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from benchmarks._arguments import numbers
@@ -82,9 +81,8 @@ class _Player:
     """A process: its share of what is in flight, by each of the ways."""
 
     def __init__(self, index: int) -> None:
-        torch.set_num_threads(1)
         own = IN_FLIGHT // _PROCESSES
-        # Number 0 is the driver's own runner, which would take its threads as they are.
+        # Runners of a number above 0 are processes of their own, and set its threads.
         self._runner, self._single = (
             VLMEnvRunner(config=lake_config(slots), worker_index=index + 1, num_workers=_PROCESSES)
             for slots in (own, 1)
