@@ -28,7 +28,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rllib_vlm import __version__, registry
-from rllib_vlm.config.data_commands import data_app
 from rllib_vlm.config.quiet import quiet
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError
 
@@ -46,7 +45,11 @@ train_app = typer.Typer(help="Runs an experiment file, or an algorithm's default
 example_app = typer.Typer(help="The tuned examples that ship with the package.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(example_app, name="example")
-app.add_typer(data_app, name="data")
+for _name in registry.names("commands"):
+    try:
+        app.add_typer(registry.resolve("commands", _name), name=_name)
+    except RLlibVLMError as _error:  # an installed package's; the others work without it
+        Console(stderr=True).print(f"rllib {_name} is left out. {_error}", highlight=False, markup=False)
 
 Set = Annotated[
     list[str] | None,

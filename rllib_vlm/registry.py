@@ -72,6 +72,11 @@ SUITES = {
     "cards": "rllib_vlm.sims.cards.suite:CARDS",
 }
 
+# Groups of subcommands, as Typer applications: `rllib data` makes, converts and checks street views.
+COMMANDS = {
+    "data": "rllib_vlm.sims.streetview.commands:app",
+}
+
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,
     "models": MODELS,
@@ -82,6 +87,7 @@ TABLES: dict[str, dict[str, str]] = {
     "algorithms": ALGORITHMS,
     "callbacks": CALLBACKS,
     "suites": SUITES,
+    "commands": COMMANDS,
 }
 
 # Optional dependency -> the extra that brings it, for the error's way out.

@@ -1,5 +1,5 @@
 import json
-import pickle
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +21,23 @@ def run(*argv: object) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main([str(a) for a in argv])
     return caught.value.code
+
+
+def test_an_installed_package_adds_subcommands_and_a_broken_one_breaks_no_other(tmp_path: Path):
+    info = tmp_path / "tides-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tides\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rllib_vlm.commands]\ntides = tides:app\nebb = tides:gone\n")
+    lines = ("import typer", "app = typer.Typer()", "@app.callback()", "def root(): pass", "@app.command()",
+             "def high(): print('at noon')")  # fmt: skip
+    (tmp_path / "tides.py").write_text("\n".join(lines))
+    code = "from rllib_vlm import cli; cli.main(['tides', 'high'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "at noon\n"), done.stderr
+    assert "rllib ebb is left out" in done.stderr and "module 'tides' has no 'gone'" in done.stderr
 
 
 def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():
@@ -281,37 +298,3 @@ def test_a_missing_file_does_not_hide_the_mistakes_of_another(
     assert run("validate", str(tmp_path / "none.yaml"), str(tmp_path / "a.yaml")) == 2
     said = capsys.readouterr().err
     assert "no such file" in said and "must be a mapping" in said
-
-
-def test_data_city_convert_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = tmp_path / "city"
-    assert run("data", "city", "--routes", 10, "--width", 128, folder) == 0
-    assert run("data", "check", folder) == 0
-    assert f"{folder}: ok" in capsys.readouterr().out
-    (folder / "street_views" / "pano_c0000.jpg").unlink()
-    assert run("data", "check", folder) == 2
-    error = capsys.readouterr().err
-    assert "1 problem" in error and "pano_c0000: neither" in error
-    pickled = tmp_path / "gps_pano_mapping.pkl"
-    pickled.write_bytes(pickle.dumps({(1.0, 2.0): "a"}))
-    assert run("data", "convert", tmp_path) == 0
-    assert json.loads((tmp_path / "gps_pano_mapping.json").read_text())["panoramas"] == [[1.0, 2.0, "a"]]
-    assert run("data", "convert", pickled) == 2
-    assert "exists already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("argv", "complaint"),
-    [
-        (("city", "--style", "nyx"), "Did you mean 'nyc'?"),
-        (("city", "--layout", "cubes"), "--layout has no 'cubes'"),
-        (("city", "--width", "130"), "multiple of 4"),
-        (("check",), "route_infos.json"),
-        (("convert",), "nowhere is no readable pickle: FileNotFoundError"),
-    ],
-)
-def test_data_commands_refuse_cleanly(
-    argv: tuple[str, ...], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert run("data", *argv, tmp_path / "nowhere") == 2
-    assert complaint in capsys.readouterr().err

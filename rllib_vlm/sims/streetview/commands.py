@@ -12,10 +12,10 @@ from rich.console import Console
 
 from rllib_vlm.errors import ConfigErrors, RLlibVLMError, UnknownNameError
 
-data_app = typer.Typer(help="Makes, converts and checks data sets of street views.", no_args_is_help=True)
+app = typer.Typer(help="Makes, converts and checks data sets of street views.", no_args_is_help=True)
 
 
-@data_app.command()
+@app.command()
 def city(
     directory: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     style: Annotated[str, typer.Option(help="nyc or sf.")] = "nyc",
@@ -43,7 +43,7 @@ def city(
     typer.echo(f"{directory}: {routes} routes. Use it: env: streetview, env_config: {{data: {directory}}}")
 
 
-@data_app.command()
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="gps_pano_mapping.pkl, or a data set's folder.")],
     output: Annotated[
@@ -62,7 +62,7 @@ def convert(
     typer.echo(f"{target}: {len(mapping)} panoramas")
 
 
-@data_app.command()
+@app.command()
 def check(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a data set.")]) -> None:
     """Lists everything wrong with a data set: missing panoramas, broken blocks, headings out of range."""
     from rllib_vlm.sims.streetview.check import check_folder
