@@ -19,7 +19,6 @@ SIMULATORS = {
     "spoc": "rllib_vlm.sims.household.env:Household",
     "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
     "cards": "rllib_vlm.sims.cards.env:Cards",
-    "streetview": "rllib_vlm.sims.streetview.env:StreetView",
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
@@ -68,14 +67,10 @@ CALLBACKS = {
 }
 
 SUITES = {
-    "virl": "rllib_vlm.sims.streetview.suite:VIRL",
     "cards": "rllib_vlm.sims.cards.suite:CARDS",
 }
 
-# Groups of subcommands, as Typer applications: `rllib data` makes, converts and checks street views.
-COMMANDS = {
-    "data": "rllib_vlm.sims.streetview.commands:app",
-}
+COMMANDS: dict[str, str] = {}  # groups of subcommands, as Typer applications
 
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,
