@@ -3,10 +3,12 @@
 rllib train file tuned_examples/spoc.yaml --set training.lr=1e-6
 rllib train --run VLMPPO --env spoc --stop training_iteration=3
 rllib evaluate results/spoc_2026-01-31_12-00-00 --episodes 200
+rllib evaluate results/streets_2026-01-31_12-00-00 --suite virl
 rllib export results/spoc_2026-01-31_12-00-00 exported/spoc
 rllib diagnose results/spoc_2026-01-31_12-00-00
 rllib validate tuned_examples/*.yaml
 rllib example list
+rllib data city --style nyc --routes 1000 cities/nyc
 
 torch and ray are loaded inside the commands that need them, so help and refusals come at once.
 """

@@ -19,6 +19,7 @@ SIMULATORS = {
     "spoc": "rllib_vlm.sims.household.env:Household",
     "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
     "cards": "rllib_vlm.sims.cards.env:Cards",
+    "streetview": "rllib_vlm.sims.streetview.env:StreetView",
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
@@ -67,10 +68,14 @@ CALLBACKS = {
 }
 
 SUITES = {
+    "virl": "rllib_vlm.sims.streetview.suite:VIRL",
     "cards": "rllib_vlm.sims.cards.suite:CARDS",
 }
 
-COMMANDS: dict[str, str] = {}  # groups of subcommands, as Typer applications
+# Groups of subcommands, as Typer applications: `rllib data` makes, converts and checks street views.
+COMMANDS = {
+    "data": "rllib_vlm.sims.streetview.commands:app",
+}
 
 TABLES: dict[str, dict[str, str]] = {
     "simulators": SIMULATORS,

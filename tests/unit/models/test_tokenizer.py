@@ -17,6 +17,8 @@ from rllib_vlm.models.tokenizer import (
 )
 from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
 from rllib_vlm.sims.household.world import ACTIONS
+from rllib_vlm.sims.streetview.city_style import KINDS, STYLES
+from rllib_vlm.sims.streetview.geo import COMPASS
 
 TOKENIZER = train_tokenizer(load_corpus(), words=ACTIONS.names)
 
@@ -90,6 +92,16 @@ def test_compact_corpus_keeps_every_word() -> None:
     lines = compact_corpus(texts, repeats=1)
     assert {w for line in lines for w in line.split()} == {w for t in texts for w in t.split()}
     assert len(compact_corpus([f"step {i} of the walk" for i in range(500)], repeats=2)) == 2
+
+
+def test_street_words_are_one_token_each() -> None:
+    """Names and compass words of both cities, in what is told and in what is answered."""
+    tokenizer = train_tokenizer(load_corpus("streets"))
+    for style in STYLES.values():
+        told = [f" {word}" for word in (*style.adjectives, *KINDS, *COMPASS)]
+        pieces = [tokenizer.tokenize(text) for text in told]
+        assert [text for text, found in zip(told, pieces, strict=True) if len(found) != 1] == []
+    assert len(tokenizer.tokenize("turn_direction(southeast)")) == 4
 
 
 def test_an_unknown_corpus_names_the_known() -> None:
