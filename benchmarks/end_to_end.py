@@ -1,10 +1,10 @@
 """Wall clock to a success rate on held-out episodes, of two source trees: an older commit against the present one.
 
-`python -m benchmarks end_to_end BEFORE AFTER [goal=60] [seeds=1] [every=2]`. Each of the two is a source tree (say
-of `git worktree add`), in which `tuned_examples/spoc.yaml` is then run once a seed, with an evaluation every
-`every` updates, or the folder of such a run, which is read. The clock of a run is that of its iterations less what
-evaluating took: evaluations are how this is measured, not part of the work. A run of 16 updates takes about half an
-hour on two cores.
+`python -m benchmarks end_to_end BEFORE AFTER [goal=60] [seeds=1] [every=2] [PATH=VALUE ...]`. Each of the two is a
+source tree (say of `git worktree add`), in which `tuned_examples/spoc.yaml` is then run once a seed, with an evaluation
+every `every` updates, until one is at the goal; or the folder of such a run, which is read. A dotted PATH is a setting
+that both trees get: `evaluation.evaluation_config.temperature=1.0` has both judged alike. The clock of a run is that of
+its iterations less what evaluating took: evaluations are how this is measured, not part of the work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def run(*arguments: str) -> dict[str, Any]:
         RLlibVLMError: not two places, no tree or run there, or a run that never reached the goal.
     """
     places = [Path(a) for a in arguments if "=" not in a]
-    size = numbers("end_to_end", [a for a in arguments if "=" in a], _DEFAULTS)
+    settings = [a for a in arguments if "." in a.partition("=")[0] and "=" in a]
+    size = numbers("end_to_end", [a for a in arguments if "=" in a and a not in settings], _DEFAULTS)
     if len(places) != 2:
         raise RLlibVLMError(f"{len(places)} places: give two source trees or run folders, BEFORE and AFTER")
     goal = size["goal"] / 100.0
@@ -46,7 +47,12 @@ def run(*arguments: str) -> dict[str, Any]:
                     found += [curve(json_lines(t / RESULT_FILE, [])) for t in find_trials(place)]
                 continue
             print(f"{side}: {_EXAMPLE.name}, seed {seed}", flush=True)
-            folder = _train(place, seed, size["every"])
+            settings_of_run = [
+                *settings,
+                f"debugging.seed={seed}",
+                f"evaluation.evaluation_interval={size['every']}",
+            ]
+            folder = _train(place, settings_of_run, stop=f"evaluation/success_rate={goal}")
             found += [curve(json_lines(t / RESULT_FILE, [])) for t in find_trials(folder)]
     return summary(runs, goal)
 
@@ -98,11 +104,11 @@ def summary(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], goal: f
     }
 
 
-def _train(tree: Path, seed: int, every: int) -> Path:
-    """Runs the example as that tree has it; returns the run's folder."""
+def _train(tree: Path, settings: Iterable[str], stop: str) -> Path:
+    """Runs the example as that tree has it, with these settings; returns the run's folder."""
     start = "from rllib_vlm.cli import main; main()"
-    command = [sys.executable, "-c", start, "train", "file", str(_EXAMPLE)]
-    for setting in (f"debugging.seed={seed}", f"evaluation.evaluation_interval={every}"):
+    command = [sys.executable, "-c", start, "train", "file", str(_EXAMPLE), "--stop", stop]
+    for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(
         command,
