@@ -69,7 +69,9 @@ def commit() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "rllib_vlm", "benchmarks/*.py")
+        changed = git(
+            "status", "--porcelain", "--", "rllib_vlm", "configs", "tuned_examples", "benchmarks/*.py"
+        )
         return git("rev-parse", "--short", "HEAD") + (" and changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

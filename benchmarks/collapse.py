@@ -33,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks._results import commit
 from benchmarks._rows import read_rows
 from rllib_vlm.callbacks import configured
 from rllib_vlm.callbacks.metrics import look_up
@@ -96,6 +97,7 @@ def run(*arguments: str) -> dict[str, Any]:
     wanted = _wanted(options)
     rows = read_rows(options.out, Run, ("fault", "guarded", "seed"), settings)
     missing = [one for one in wanted if one not in rows]
+    made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
     if missing:
         with _kept(options.out) as begun:
             start_ray(dashboard=False, num_cpus=options.processes)
@@ -103,7 +105,8 @@ def run(*arguments: str) -> dict[str, Any]:
                 for one, row in _played(missing, begun):
                     rows[one] = row
                     if options.out is not None:
-                        append_json_line(options.out, {**asdict(one), **row, "settings": settings(one)})
+                        line = {**asdict(one), **row, "commit": made_by, "settings": settings(one)}
+                        append_json_line(options.out, line)
             finally:
                 ray.shutdown()
     return _summary({one: rows[one] for one in wanted})

@@ -38,11 +38,16 @@ def run(*arguments: str) -> dict[str, Any]:
     size = numbers("end_to_end", [a for a in arguments if "=" in a and a not in settings], _DEFAULTS)
     if len(places) != 2:
         raise RLlibVLMError(f"{len(places)} places: give two source trees or run folders, BEFORE and AFTER")
+    folders = [place for place in places if not (place / _EXAMPLE).is_file()]
+    if settings and folders:
+        raise RLlibVLMError(
+            f"{folders[0]}: a run that is read has the settings it has; {settings[0]} is for trees"
+        )
     goal = size["goal"] / 100.0
     runs: dict[str, list[list[tuple[float, float]]]] = {"before": [], "after": []}
     for seed in range(size["seeds"]):  # by turns: the machine may change over hours
         for (side, found), place in zip(runs.items(), places, strict=True):
-            if not (place / _EXAMPLE).is_file():
+            if place in folders:
                 if not seed:
                     found += [curve(json_lines(t / RESULT_FILE, [])) for t in find_trials(place)]
                 continue
@@ -54,7 +59,7 @@ def run(*arguments: str) -> dict[str, Any]:
             ]
             folder = _train(place, settings_of_run, stop=f"evaluation/success_rate={goal}")
             found += [curve(json_lines(t / RESULT_FILE, [])) for t in find_trials(folder)]
-    return summary(runs, goal)
+    return summary(runs, goal, settings)
 
 
 def curve(records: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
@@ -74,7 +79,9 @@ def reached(evaluations: Sequence[tuple[float, float]], goal: float) -> float | 
     return next((seconds for seconds, success in evaluations if success >= goal), None)
 
 
-def summary(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], goal: float) -> dict[str, Any]:
+def summary(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], goal: float, settings: Sequence[str] = ()
+) -> dict[str, Any]:
     """The result, from evaluations of the runs of both sides.
 
     Raises:
@@ -99,7 +106,11 @@ def summary(runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], goal: f
         "details": {
             **{f"seconds, {side}": round(seconds, 1) for side, seconds in middle.items()},
             **{f"runs, {side}": len(found) for side, found in times.items()},
-            **{f"last success, {side}": median(e[-1][1] for e in found) for side, found in runs.items()},
+            **{
+                f"success then, {side}": median(next(s for _, s in e if s >= goal) for e in found)
+                for side, found in runs.items()
+            },
+            **({"settings": " ".join(settings)} if settings else {}),
         },
     }
 

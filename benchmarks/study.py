@@ -28,6 +28,7 @@ from typing import Any
 import ray
 import torch
 
+from benchmarks._results import commit
 from benchmarks._rows import read_rows
 from benchmarks._study_report import draw, table, verdicts
 from benchmarks._study_runs import ARMS, COMPARISONS, STARTS, Run, play, settings
@@ -44,6 +45,7 @@ def run(*arguments: str) -> dict[str, Any]:
     wanted = _wanted(options)
     rows = read_rows(options.out, Run, ("task", "start", "arm", "seed"), lambda one: settings(one.task))
     missing = [one for one in wanted if one not in rows]
+    made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
     if missing:
         torch.set_num_threads(1)
         start_ray(dashboard=False, num_cpus=1)
@@ -52,7 +54,12 @@ def run(*arguments: str) -> dict[str, Any]:
                 for one in missing:
                     rows[one] = play(one, folder, rows)
                     if options.out is not None:
-                        line = {**asdict(one), **rows[one], "settings": settings(one.task)}
+                        line = {
+                            **asdict(one),
+                            **rows[one],
+                            "commit": made_by,
+                            "settings": settings(one.task),
+                        }
                         append_json_line(options.out, line)
         finally:
             ray.shutdown()

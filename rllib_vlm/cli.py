@@ -45,11 +45,6 @@ train_app = typer.Typer(help="Runs an experiment file, or an algorithm's default
 example_app = typer.Typer(help="The tuned examples that ship with the package.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(example_app, name="example")
-for _name in registry.names("commands"):
-    try:
-        app.add_typer(registry.resolve("commands", _name), name=_name)
-    except RLlibVLMError as _error:  # an installed package's; the others work without it
-        Console(stderr=True).print(f"rllib {_name} is left out. {_error}", highlight=False, markup=False)
 
 Set = Annotated[
     list[str] | None,
@@ -511,3 +506,23 @@ def _refuse(error: RLlibVLMError) -> NoReturn:
     else:  # one line per problem, whole, for logs and editors
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
+
+
+def _add_groups() -> None:
+    """The registry's subcommands. One of an installed package that cannot be had is named and left out."""
+    taken = typer.main.get_group(app).commands
+    for name in registry.names("commands"):
+        try:
+            if name in taken:
+                raise RLlibVLMError("There is a command of this name.")
+            group = registry.resolve("commands", name)
+            typer.main.get_group(group)  # now: it would fail at any command of ours otherwise
+        except (RLlibVLMError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            Console(stderr=True).print(
+                f"rllib {name} is left out. {error}", highlight=False, markup=False, soft_wrap=True
+            )
+        else:
+            app.add_typer(group, name=name)
+
+
+_add_groups()

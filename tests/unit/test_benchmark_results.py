@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -182,7 +183,31 @@ def test_two_runs_are_compared_by_when_they_first_reach_the_goal(tmp_path):
     assert found["value"] == 2.5
     assert found["details"]["seconds, before"] == 300.0
     assert found["details"]["seconds, after"] == 120.0
-    assert found["details"]["last success, before"] == 0.58
+    assert found["details"]["success then, before"] == 0.62
+
+
+def test_both_trees_get_the_settings_and_stop_at_the_goal(tmp_path, monkeypatch):
+    trees = [str(tmp_path / side) for side in ("before", "after")]
+    for tree in trees:
+        example = Path(tree) / "tuned_examples" / "spoc.yaml"
+        example.parent.mkdir(parents=True)
+        example.touch()
+    asked = []
+
+    def train(tree, settings, stop):
+        asked.append((tree.name, settings, stop))
+        return run_folder(
+            tmp_path / f"run_{tree.name}", [evaluated(100.0 if tree.name == "before" else 50.0, 0.7)]
+        )
+
+    monkeypatch.setattr(end_to_end, "_train", train)
+    setting = "evaluation.evaluation_config.temperature=1.0"
+    found = end_to_end.run(*trees, setting, "every=4", "goal=55")
+    assert found["value"] == 2.0 and found["details"]["settings"] == setting
+    wanted = [setting, "debugging.seed=0", "evaluation.evaluation_interval=4"]
+    assert asked == [(side, wanted, "evaluation/success_rate=0.55") for side in ("before", "after")]
+    with pytest.raises(RLlibVLMError, match="a run that is read has the settings it has"):
+        end_to_end.run(run_folder(tmp_path / "read", []), trees[1], setting)
 
 
 def test_a_run_that_never_reached_the_goal_is_told_of(tmp_path):

@@ -27,7 +27,9 @@ def test_an_installed_package_adds_subcommands_and_a_broken_one_breaks_no_other(
     info = tmp_path / "tides-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tides\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[rllib_vlm.commands]\ntides = tides:app\nebb = tides:gone\n")
+    (info / "entry_points.txt").write_text(
+        "[rllib_vlm.commands]\ntides = tides:app\nebb = tides:gone\nflow = tides:root\nlist = tides:app\n"
+    )
     lines = ("import typer", "app = typer.Typer()", "@app.callback()", "def root(): pass", "@app.command()",
              "def high(): print('at noon')")  # fmt: skip
     (tmp_path / "tides.py").write_text("\n".join(lines))
@@ -37,7 +39,11 @@ def test_an_installed_package_adds_subcommands_and_a_broken_one_breaks_no_other(
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "at noon\n"), done.stderr
-    assert "rllib ebb is left out" in done.stderr and "module 'tides' has no 'gone'" in done.stderr
+    said = done.stderr.splitlines()
+    assert [line.split(".")[0] for line in said] == [
+        f"rllib {n} is left out" for n in ("ebb", "flow", "list")
+    ]
+    assert "module 'tides' has no 'gone'" in said[0] and "There is a command of this name" in said[2]
 
 
 def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():
