@@ -1,4 +1,4 @@
-"""THE table: every name a configuration may use, and where the code behind it lives.
+"""THE table: every name a configuration may use, every group of subcommands, and where the code lives.
 
 A row is `"name": "module:attribute"`; nothing is imported before it is asked for. A dotted path
 `my_package.my_module:MyClass` stands wherever a name may stand, and an installed package adds rows

@@ -196,9 +196,8 @@ def test_both_trees_get_the_settings_and_stop_at_the_goal(tmp_path, monkeypatch)
 
     def train(tree, settings, stop):
         asked.append((tree.name, settings, stop))
-        return run_folder(
-            tmp_path / f"run_{tree.name}", [evaluated(100.0 if tree.name == "before" else 50.0, 0.7)]
-        )
+        seconds = 100.0 if tree.name == "before" else 50.0
+        return Path(run_folder(tmp_path / f"run_{tree.name}", [evaluated(seconds, 0.7)]))
 
     monkeypatch.setattr(end_to_end, "_train", train)
     setting = "evaluation.evaluation_config.temperature=1.0"
