@@ -183,7 +183,7 @@ def test_two_runs_are_compared_by_when_they_first_reach_the_goal(tmp_path):
     assert found["value"] == 2.5
     assert found["details"]["seconds, before"] == 300.0
     assert found["details"]["seconds, after"] == 120.0
-    assert found["details"]["success then, before"] == 0.62
+    assert found["details"]["highest success, before"] == 0.62
 
 
 def test_both_trees_get_the_settings_and_stop_at_the_goal(tmp_path, monkeypatch):
@@ -210,10 +210,13 @@ def test_both_trees_get_the_settings_and_stop_at_the_goal(tmp_path, monkeypatch)
 
 
 def test_a_run_that_never_reached_the_goal_is_told_of(tmp_path):
-    before = run_folder(tmp_path / "before", [evaluated(100.0, 0.55)])
-    after = run_folder(tmp_path / "after", [evaluated(60.0, 0.65)])
-    with pytest.raises(RLlibVLMError, match=r"'before' never reached 60% .*at most 55\.0%"):
-        end_to_end.run(before, after)
-    assert end_to_end.run(before, after, "goal=50")["value"] == pytest.approx(1.667)
+    short = run_folder(tmp_path / "short", [evaluated(100.0, 0.55)])
+    reached = run_folder(tmp_path / "reached", [evaluated(60.0, 0.65)])
+    with pytest.raises(RLlibVLMError, match=r"'after' never reached 60% .*at most 55\.0%"):
+        end_to_end.run(reached, short)
+    bound = end_to_end.run(short, reached)
+    assert bound["value"] == pytest.approx(1.667) and bound["details"]["value is"] == "at least"
+    assert bound["details"]["highest success, before"] == 0.55
+    assert "value is" not in end_to_end.run(short, reached, "goal=50")["details"]
     with pytest.raises(RLlibVLMError, match="1 places"):
-        end_to_end.run(before)
+        end_to_end.run(short)
