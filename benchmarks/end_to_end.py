@@ -43,6 +43,13 @@ def run(*arguments: str) -> dict[str, Any]:
         raise RLlibVLMError(
             f"{folders[0]}: a run that is read has the settings it has; {settings[0]} is for trees"
         )
+    for name in ("debugging.seed", "evaluation.evaluation_interval"):
+        if any(setting.partition("=")[0] == name for setting in settings):
+            raise RLlibVLMError(f"{name} is this benchmark's own: give seeds=, or every=")
+    if size["goal"] > 100:
+        raise RLlibVLMError(f"goal={size['goal']}: a percentage, at most 100")
+    for place in folders:
+        find_trials(place)  # what is missing is told before anything is trained
     goal = size["goal"] / 100.0
     runs: dict[str, list[list[tuple[float, float]]]] = {"before": [], "after": []}
     for seed in range(size["seeds"]):  # by turns: the machine may change over hours

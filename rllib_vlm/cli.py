@@ -511,18 +511,28 @@ def _refuse(error: RLlibVLMError) -> NoReturn:
 def _add_groups() -> None:
     """The registry's subcommands. One of an installed package that cannot be had is named and left out."""
     taken = typer.main.get_group(app).commands
-    for name in registry.names("commands"):
+    try:
+        names = registry.names("commands")
+    except Exception as error:  # noqa: BLE001 a list of entry points that is torn, of any installed package
+        _say(f"Subcommands of installed packages are left out. {type(error).__name__}: {error}")
+        names = sorted(registry.COMMANDS)
+    for name in names:
         try:
             if name in taken:
                 raise RLlibVLMError("There is a command of this name.")
             group = registry.resolve("commands", name)
+            if not isinstance(group, typer.Typer) or group is app:
+                raise RLlibVLMError(f"It is {group!r}, and has to be a typer.Typer of its own.")
             typer.main.get_group(group)  # now: it would fail at any command of ours otherwise
-        except (RLlibVLMError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            Console(stderr=True).print(
-                f"rllib {name} is left out. {error}", highlight=False, markup=False, soft_wrap=True
-            )
+        except (Exception, SystemExit) as error:  # noqa: BLE001 whatever a module of theirs raises or does
+            said = str(error) if isinstance(error, RLlibVLMError) else f"{type(error).__name__}: {error}"
+            _say(f"rllib {name} is left out. {said}")
         else:
             app.add_typer(group, name=name)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 _add_groups()

@@ -207,6 +207,14 @@ def test_both_trees_get_the_settings_and_stop_at_the_goal(tmp_path, monkeypatch)
     assert asked == [(side, wanted, "evaluation/success_rate=0.55") for side in ("before", "after")]
     with pytest.raises(RLlibVLMError, match="a run that is read has the settings it has"):
         end_to_end.run(run_folder(tmp_path / "read", []), trees[1], setting)
+    with pytest.raises(RLlibVLMError, match="debugging.seed is this benchmark's own"):
+        end_to_end.run(*trees, "debugging.seed=7")
+    with pytest.raises(RLlibVLMError, match="at most 100"):
+        end_to_end.run(*trees, "goal=101")
+    before = len(asked)
+    with pytest.raises(RLlibVLMError, match="nowhere"):
+        end_to_end.run(trees[0], str(tmp_path / "nowhere"))
+    assert len(asked) == before, "nothing was trained for it"
 
 
 def test_a_run_that_never_reached_the_goal_is_told_of(tmp_path):

@@ -29,10 +29,13 @@ def test_an_installed_package_adds_subcommands_and_a_broken_one_breaks_no_other(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tides\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[rllib_vlm.commands]\ntides = tides:app\nebb = tides:gone\nflow = tides:root\nlist = tides:app\n"
+        "neap = tides:badly\nspring = leaving:app\n"
     )
     lines = ("import typer", "app = typer.Typer()", "@app.callback()", "def root(): pass", "@app.command()",
              "def high(): print('at noon')")  # fmt: skip
-    (tmp_path / "tides.py").write_text("\n".join(lines))
+    badly = ("badly = typer.Typer()", "@badly.command()", "def low(a: list[list[int]]): pass")
+    (tmp_path / "tides.py").write_text("\n".join((*lines, *badly)))
+    (tmp_path / "leaving.py").write_text("import sys; sys.exit()")
     code = "from rllib_vlm import cli; cli.main(['tides', 'high'])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
@@ -41,9 +44,10 @@ def test_an_installed_package_adds_subcommands_and_a_broken_one_breaks_no_other(
     assert (done.returncode, done.stdout) == (0, "at noon\n"), done.stderr
     said = done.stderr.splitlines()
     assert [line.split(".")[0] for line in said] == [
-        f"rllib {n} is left out" for n in ("ebb", "flow", "list")
+        f"rllib {n} is left out" for n in ("ebb", "flow", "list", "neap", "spring")
     ]
-    assert "module 'tides' has no 'gone'" in said[0] and "There is a command of this name" in said[2]
+    assert "module 'tides' has no 'gone'" in said[0] and "has to be a typer.Typer" in said[1]
+    assert "There is a command of this name" in said[2] and "SystemExit" in said[4]
 
 
 def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():

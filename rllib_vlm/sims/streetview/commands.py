@@ -29,13 +29,15 @@ def city(
     width: Annotated[int, typer.Option(min=128, max=4096, help="Columns of a panorama.")] = 512,
 ) -> None:
     """Writes a synthetic city in V-IRL's layout, with splits for training, held-out and out-of-distribution."""
-    from rllib_vlm.sims.streetview.city import LAYOUTS, STYLES, write_city
+    from rllib_vlm.sims.streetview.city import CITY_MOST_ROUTES, LAYOUTS, STYLES, write_city
 
     for what, name, known in (("--style", style, STYLES), ("--layout", layout, LAYOUTS)):
         if name not in known:
             raise UnknownNameError(what, name, known)
     if width % 4:
         raise RLlibVLMError(f"--width {width}: must be a multiple of 4, so that four views divide it")
+    if routes > CITY_MOST_ROUTES:
+        raise RLlibVLMError(f"--routes {routes}: at most {CITY_MOST_ROUTES}; make two cities of other seeds")
     with _bar("drawing") as progress:
         write_city(
             directory, style=style, routes=routes, seed=seed, layout=layout, width=width, progress=progress

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,29 @@ PICKLE, JSON = "gps_pano_mapping.pkl", "gps_pano_mapping.json"
 _LARGEST_BYTES = 1 << 30
 
 
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+
+
+def _flat(code: bytes) -> Callable[[Any], None]:
+    """What makes a tuple of that code, and refuses one that holds tuples."""
+    make = pickle._Unpickler.dispatch[code[0]]
+
+    def load(unpickler: Any) -> None:
+        make(unpickler)
+        if any(isinstance(item, tuple) for item in unpickler.stack[-1]):
+            raise DataError("it has a tuple within a tuple: a mapping needs places and ids only")
+
+    return load
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Python's own in Python: the memo of the one in C takes as much memory as a hostile file says."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise DataError(f"it asks for {module}.{name}: a mapping needs plain tuples and strings only")
+
+    # A place is a tuple of numbers. Tuples that hold one tuple twice, and so on, are few bytes and take years to hash.
+    dispatch = {**pickle._Unpickler.dispatch, **{code[0]: _flat(code) for code in _TUPLES}}
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("it refers to objects outside the file")

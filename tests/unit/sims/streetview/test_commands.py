@@ -36,6 +36,7 @@ def test_data_city_convert_and_check(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("city", "--style", "nyx"), "Did you mean 'nyc'?"),
         (("city", "--layout", "cubes"), "--layout has no 'cubes'"),
         (("city", "--width", "130"), "multiple of 4"),
+        (("city", "--routes", "20001"), "at most 20000"),
         (("check",), "route_infos.json"),
         (("convert",), "nowhere is no readable pickle: FileNotFoundError"),
     ],

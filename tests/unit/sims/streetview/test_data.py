@@ -87,6 +87,15 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> 
         read_pickle(file)
 
 
+def test_tuples_within_tuples_are_refused_before_they_are_hashed(tmp_path: Path) -> None:
+    """Each holds the one before it twice: hashing the last takes 2 to the 59th steps."""
+    file = tmp_path / "m.pkl"
+    twice = b"".join(b"q%ch%c\x86" % (i, i) for i in range(1, 60))
+    file.write_bytes(b"\x80\x02}K\x01" + twice + b"U\x01as.")
+    with pytest.raises(DataError, match="a tuple within a tuple"):
+        read_pickle(file)
+
+
 def test_a_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
     """One that memorises under a number of billions made the reader in C ask for 16 bytes each."""
     file = tmp_path / "m.pkl"
