@@ -97,8 +97,8 @@ def run(*arguments: str) -> dict[str, Any]:
     wanted = _wanted(options)
     rows = read_rows(options.out, Run, ("fault", "guarded", "seed"), settings)
     missing = [one for one in wanted if one not in rows]
-    made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
     if missing:
+        made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
         with _kept(options.out) as begun:
             start_ray(dashboard=False, num_cpus=options.processes)
             try:

@@ -45,8 +45,8 @@ def run(*arguments: str) -> dict[str, Any]:
     wanted = _wanted(options)
     rows = read_rows(options.out, Run, ("task", "start", "arm", "seed"), lambda one: settings(one.task))
     missing = [one for one in wanted if one not in rows]
-    made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
     if missing:
+        made_by = commit()  # of the code that is loaded, whatever happens to the tree meanwhile
         torch.set_num_threads(1)
         start_ray(dashboard=False, num_cpus=1)
         try:
