@@ -3,12 +3,10 @@
 rllib train file tuned_examples/spoc.yaml --set training.lr=1e-6
 rllib train --run VLMPPO --env spoc --stop training_iteration=3
 rllib evaluate results/spoc_2026-01-31_12-00-00 --episodes 200
-rllib evaluate results/streets_2026-01-31_12-00-00 --suite virl
 rllib export results/spoc_2026-01-31_12-00-00 exported/spoc
 rllib diagnose results/spoc_2026-01-31_12-00-00
 rllib validate tuned_examples/*.yaml
 rllib example list
-rllib data city --style nyc --routes 1000 cities/nyc
 
 torch and ray are loaded inside the commands that need them, so help and refusals come at once.
 """
@@ -515,7 +513,7 @@ def _add_groups() -> None:
         names = registry.names("commands")
     except Exception as error:  # noqa: BLE001 a list of entry points that is torn, of any installed package
         _say(f"Subcommands of installed packages are left out. {type(error).__name__}: {error}")
-        names = sorted(registry.COMMANDS)
+        names = sorted(registry.TABLES["commands"])
     for name in names:
         try:
             if name in taken:

@@ -1,25 +1,44 @@
 """THE table: every name a configuration may use, every group of subcommands, and where the code lives.
 
-A row is `"name": "module:attribute"`; nothing is imported before it is asked for. A dotted path
-`my_package.my_module:MyClass` stands wherever a name may stand, and an installed package adds rows
-through an entry point in the group `rllib_vlm.<table>` (`rllib_vlm.simulators`, ...).
+A row is `"name": "module:attribute"`; nothing is imported before it is asked for. The row of a simulator also holds the
+evaluation suites and the subcommands that are part of it. A dotted path `my_package.my_module:MyClass` stands wherever
+a name may stand, and an installed package adds rows through an entry point in the group `rllib_vlm.<table>`
+(`rllib_vlm.simulators`, `rllib_vlm.suites`, ...).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from rllib_vlm.errors import MissingExtraError, RLlibVLMError, UnknownNameError
 
+
+class SimulatorRow(NamedTuple):
+    """A simulator and what is part of it, each by name: evaluation suites (`rllib evaluate --suite NAME`) and groups of
+    subcommands (`rllib NAME ...`, Typer applications).
+    """
+
+    code: str
+    suites: Mapping[str, str] = {}
+    commands: Mapping[str, str] = {}
+
+
 SIMULATORS = {
-    "household": "rllib_vlm.sims.household.env:Household",
-    "spoc": "rllib_vlm.sims.household.env:Household",
-    "frozen_lake": "rllib_vlm.sims.frozen_lake:FrozenLake",
-    "cards": "rllib_vlm.sims.cards.env:Cards",
-    "streetview": "rllib_vlm.sims.streetview.env:StreetView",
+    "household": SimulatorRow("rllib_vlm.sims.household.env:Household"),
+    "spoc": SimulatorRow("rllib_vlm.sims.household.env:Household"),
+    "frozen_lake": SimulatorRow("rllib_vlm.sims.frozen_lake:FrozenLake"),
+    "cards": SimulatorRow(
+        "rllib_vlm.sims.cards.env:Cards", suites={"cards": "rllib_vlm.sims.cards.suite:CARDS"}
+    ),
+    "streetview": SimulatorRow(
+        "rllib_vlm.sims.streetview.env:StreetView",
+        suites={"virl": "rllib_vlm.sims.streetview.suite:VIRL"},
+        commands={"data": "rllib_vlm.sims.streetview.commands:app"},
+    ),
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",
@@ -59,7 +78,6 @@ ALGORITHMS = {
     "VLMGRPO": "rllib_vlm.algorithms.grpo:VLMGRPO",
     "VLMSFT": "rllib_vlm.algorithms.sft:VLMSFT",
 }
-
 CALLBACKS = {
     "report": "rllib_vlm.callbacks.report:Report",
     "gallery": "rllib_vlm.callbacks.gallery:Gallery",
@@ -67,18 +85,8 @@ CALLBACKS = {
     "guard": "rllib_vlm.guard.collapse_guard:CollapseGuard",
 }
 
-SUITES = {
-    "virl": "rllib_vlm.sims.streetview.suite:VIRL",
-    "cards": "rllib_vlm.sims.cards.suite:CARDS",
-}
-
-# Groups of subcommands, as Typer applications: `rllib data` makes, converts and checks street views.
-COMMANDS = {
-    "data": "rllib_vlm.sims.streetview.commands:app",
-}
-
 TABLES: dict[str, dict[str, str]] = {
-    "simulators": SIMULATORS,
+    "simulators": {name: row.code for name, row in SIMULATORS.items()},
     "models": MODELS,
     "backends": BACKENDS,
     "credit": CREDIT,
@@ -86,8 +94,8 @@ TABLES: dict[str, dict[str, str]] = {
     "histories": HISTORIES,
     "algorithms": ALGORITHMS,
     "callbacks": CALLBACKS,
-    "suites": SUITES,
-    "commands": COMMANDS,
+    "suites": {name: code for row in SIMULATORS.values() for name, code in row.suites.items()},
+    "commands": {name: code for row in SIMULATORS.values() for name, code in row.commands.items()},
 }
 
 # Optional dependency -> the extra that brings it, for the error's way out.

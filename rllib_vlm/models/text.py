@@ -72,8 +72,8 @@ class TextSide:
 
         Raises:
             UnknownNameError: a key or size there is not.
-            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a packaged model
-                there is not. Directories are left to `build`: they may lie on the workers' machines alone.
+            ModelError: a value out of its range, both or neither of `checkpoint` and `size`, or a corpus or packaged
+                model there is not. Directories are left to `build`: they may lie on the workers' machines alone.
         """
         settings = cls.settings.read(config)
         check_lora(settings.lora)

@@ -182,15 +182,29 @@ def compact_corpus(texts: Iterable[str], *, repeats: int = 2) -> list[str]:
 
 @cache
 def load_corpus(name: str = "household") -> tuple[str, ...]:
-    """Lines of a corpus that comes with the package.
+    """Lines of a corpus: of one of this package's by its name, or of a text file in an installed package.
+
+    `my_package:corpus/corridor.txt` is such a file, beside the simulator that says what it holds.
 
     Raises:
-        ModelError: there is no such corpus.
+        ModelError: there is no such corpus, package or file, or the file is no text.
     """
+    if ":" in name:
+        package, _, path = name.partition(":")
+        try:
+            text = resources.files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
+        except (ImportError, TypeError, ValueError, OSError) as error:
+            raise ModelError(
+                f"corpus {name!r}: no text file {path!r} in a package {package!r}: {error}"
+            ) from error
+        return tuple(text.splitlines())
     folder = resources.files("rllib_vlm.models").joinpath("corpus")
     names = sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".txt"))
     if name not in names:
-        raise ModelError(f"no corpus {name!r} comes with the package; there is {', '.join(names)}")
+        raise ModelError(
+            f"no corpus {name!r} comes with the package; there is {', '.join(names)}, "
+            "or a text file of a package: 'my_package:corpus/corridor.txt'"
+        )
     return tuple(folder.joinpath(f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
 

@@ -67,7 +67,6 @@ def test_help_is_fast_because_neither_torch_nor_ray_is_loaded():
         "example",
         "list",
         "demos",
-        "data",
     ):
         assert command in done.stdout
 

@@ -163,6 +163,10 @@ def test_everything_that_is_wrong_is_said_at_once():
             lambda c: c.rl_module(model_config={"size": "tiny", "mrope_section": [2, 4]}),
             r"mrope_section is \[2, 4\]: give three numbers .* add up to 16",
         ),
+        (
+            lambda c: c.rl_module(model_config={"size": "tiny", "corpus": "hosehold"}),
+            "no corpus 'hosehold' comes with the package; there is household",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(change, said):

@@ -17,8 +17,6 @@ from rllib_vlm.models.tokenizer import (
 )
 from rllib_vlm.sims.household.catalogue import ITEM_COLORS, ITEMS
 from rllib_vlm.sims.household.world import ACTIONS
-from rllib_vlm.sims.streetview.city_style import KINDS, STYLES
-from rllib_vlm.sims.streetview.geo import COMPASS
 
 TOKENIZER = train_tokenizer(load_corpus(), words=ACTIONS.names)
 
@@ -94,16 +92,34 @@ def test_compact_corpus_keeps_every_word() -> None:
     assert len(compact_corpus([f"step {i} of the walk" for i in range(500)], repeats=2)) == 2
 
 
-def test_street_words_are_one_token_each() -> None:
-    """Names and compass words of both cities, in what is told and in what is answered."""
-    tokenizer = train_tokenizer(load_corpus("streets"))
-    for style in STYLES.values():
-        told = [f" {word}" for word in (*style.adjectives, *KINDS, *COMPASS)]
-        pieces = [tokenizer.tokenize(text) for text in told]
-        assert [text for text, found in zip(told, pieces, strict=True) if len(found) != 1] == []
-    assert len(tokenizer.tokenize("turn_direction(southeast)")) == 4
-
-
 def test_an_unknown_corpus_names_the_known() -> None:
     with pytest.raises(ModelError, match=r"there is .*household"):
         load_corpus("kitchen")
+
+
+def test_a_corpus_may_lie_in_any_package() -> None:
+    assert load_corpus("rllib_vlm.models:corpus/household.txt") == load_corpus()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no_such_package:words.txt",
+        "rllib_vlm.models:corpus/kitchen.txt",
+        "rllib_vlm.models:corpus",
+        ":",
+        "rllib_vlm:",
+    ],
+)
+def test_a_corpus_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match=f"corpus '{name}'"):
+        load_corpus(name)
+
+
+def test_a_corpus_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corridors").mkdir()
+    (tmp_path / "corridors" / "__init__.py").touch()
+    (tmp_path / "corridors" / "words.bin").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"words\.bin"):
+        load_corpus("corridors:words.bin")
