@@ -34,6 +34,11 @@ SIMULATORS = {
     "cards": SimulatorRow(
         "rllib_vlm.sims.cards.env:Cards", suites={"cards": "rllib_vlm.sims.cards.suite:CARDS"}
     ),
+    "streetview": SimulatorRow(
+        "rllib_vlm.sims.streetview.env:StreetView",
+        suites={"virl": "rllib_vlm.sims.streetview.suite:VIRL"},
+        commands={"data": "rllib_vlm.sims.streetview.commands:app"},
+    ),
 }
 MODELS = {
     "qwen2_5_vl": "rllib_vlm.models.qwen2_5_vl:Qwen25VL",

@@ -268,6 +268,20 @@ def test_a_simulator_hears_the_answer_before_its_turn(process):
     assert (parts["observation"], parts["reasoning"], parts["answer"]) == ("a lake", "why not", "up")
 
 
+def test_streets_grade_what_the_policy_says():
+    """A wrong action, and an intersection that is not there."""
+    form = '{"current observation": "You observe an intersection", "current instruction": "", "action": "%s"}'
+    street = {"city": {"routes": 10, "width": 128}, "observation": "text", "verify_iter": 3}
+    config = tiny_config("ppo").environment("streetview")
+    config.env_config = street  # none of the lake's
+    config = config.prompting(parser="json_grounding", max_actions_per_turn=1, invalid_penalty=0.0)
+    config = config.generation(max_new_tokens=200).simulation(max_turns=3)
+    runner = make_runner(config, script=[form % "stop()"])
+    for episode in runner.sample(num_episodes=3):
+        assert list(episode.get_rewards()) == [-1.5, -1.5, -1.5]
+        assert episode.is_truncated and not episode.custom_data[SUCCESS]
+
+
 def test_transcripts_tell_what_was_said_and_graded():
     """Deals of another rule, solved by it at the second try."""
 
