@@ -26,6 +26,7 @@ from rllib_vlm.config.suite_records import totals
 from rllib_vlm.env.tasks import Task
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 from rllib_vlm.files import new_folder, write_text
+from rllib_vlm.sims.streetview.suite import VIRL
 from rllib_vlm.sims.suite import Part
 
 STARTS = ("broad", "narrow")
@@ -68,6 +69,16 @@ _CARDS = tuple(
     )
 )
 COMPARISONS: dict[str, Comparison] = {
+    "virl": Comparison(
+        simulator=VIRL.simulator,
+        parts=VIRL.parts,
+        worlds=({}, {"action_set": "relative"}, {"city": {"style": "sf", "routes": 1000, "seed": 1}}),
+        demonstrations=640,
+        start_updates=24,
+        every=4,
+        points=3,
+        episodes=48,
+    ),
     "cards": Comparison(
         simulator="cards",
         parts=_CARDS,

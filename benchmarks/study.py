@@ -1,11 +1,11 @@
 """Does RL generalise where SFT memorises? The comparison of arXiv 2501.17161 at the size of a CPU.
 
-`python -m benchmarks study [cards] [start=broad,narrow] [seeds=3] [out=FILE]`; by default cards from `broad`.
+`python -m benchmarks study [virl] [cards] [start=broad,narrow] [seeds=3] [out=FILE]`; by default virl from `broad`.
 
 A small model of random weights is first taught by the expert until it follows some of the way (the *start*). Then it
 goes on in two ways, on the training tasks alone: with PPO (`tuned_examples/NAME_ppo.yaml`), or with more of the
 expert's answers (`NAME_sft.yaml`) for as many CPU-seconds, at the same learning rate. Every few updates both play the
-tests of the task's suite: held-out tasks, the other rule, the other suits.
+tests of the task's suite: held-out tasks, the other rule, and for streets the other city.
 
 A start is `broad` or `narrow`. The paper's model knew left from right and more than one city before it was tuned at
 all; `broad` stands in for that: demonstrations under both rules (and of both cities, other routes than the tests')
@@ -36,7 +36,7 @@ from rllib_vlm.config.runner import start_ray
 from rllib_vlm.errors import RLlibVLMError, UnknownNameError
 from rllib_vlm.files import append_json_line, write_text
 
-_FIRST = "cards"
+_FIRST = "virl"
 
 
 def run(*arguments: str) -> dict[str, Any]:
