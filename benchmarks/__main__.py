@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
@@ -33,10 +34,17 @@ def measure(name: str, *arguments: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: no benchmark of this name.
+        RLlibVLMError: arguments that it does not take.
     """
     if name not in names():
         raise UnknownNameError("python -m benchmarks", name, names())
-    return dict(importlib.import_module(f"benchmarks.{name}").run(*arguments))
+    run = importlib.import_module(f"benchmarks.{name}").run
+    try:
+        inspect.signature(run).bind(*arguments)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(run).parameters) or "no arguments"
+        raise RLlibVLMError(f"{name} {' '.join(arguments)}: {name} takes {takes} ({error})") from error
+    return dict(run(*arguments))
 
 
 def show(result: dict[str, Any], console: Console) -> None:

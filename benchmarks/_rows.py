@@ -18,7 +18,7 @@ def read_rows(
     keys: Sequence[str],
     settings: Callable[[RunT], dict[str, Any]],
 ) -> dict[RunT, dict[str, Any]]:
-    """The runs that stand in `out`; a torn last line is a run to make again.
+    """The runs that stand in `out`, which is made where it is not there; a torn last line is a run to make again.
 
     Args:
         out: the file, if there is one.
@@ -27,11 +27,16 @@ def read_rows(
         settings: of a run, as this benchmark has them now.
 
     Raises:
-        RLlibVLMError: a run was made with other settings.
+        RLlibVLMError: a run was made with other settings, or `out` cannot be written.
     """
     found: dict[RunT, dict[str, Any]] = {}
-    if out is None or not out.is_file():
+    if out is None:
         return found
+    try:  # before anything runs for minutes
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()
+    except OSError as error:
+        raise RLlibVLMError(f"out={out} cannot be written: {error.strerror}") from error
     for line in out.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)

@@ -177,7 +177,6 @@ def _beginning() -> dict[str, Any]:
 def _kept(out: Path | None) -> Iterator[Path]:
     """Where the warm start of these settings stands: beside `out`, or for this once."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         digest = zlib.crc32(json.dumps(_beginning()).encode())
         yield out.absolute().with_name(f"{out.name}.{digest:08x}.begun")
         return

@@ -115,7 +115,6 @@ def _wanted(options: _Options) -> list[Run]:
 def _kept(out: Path | None) -> Iterator[Path]:
     """Where starts stand: beside `out`, or for this once."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         yield out.absolute().with_name(f"{out.name}.starts")
         return
     with tempfile.TemporaryDirectory() as folder:

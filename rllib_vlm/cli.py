@@ -14,15 +14,18 @@ torch and ray are loaded inside the commands that need them, so help and refusal
 from __future__ import annotations
 
 import json
+import operator
+import re
 import sys
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rllib_vlm import __version__, registry
@@ -298,12 +301,12 @@ def validate(
 
 @example_app.command("list")
 def example_list() -> None:
-    """Names every tuned example, with the first line of its header."""
+    """Names every tuned example, with the first sentence of its header."""
     from rllib_vlm.config.resources import examples
 
     table = Table("name", "what it is", box=None)
     for name, file in examples().items():
-        table.add_row(name, _headline(file))
+        table.add_row(Text(name, no_wrap=True), _headline(file))
     Console().print(table)
 
 
@@ -333,7 +336,7 @@ def list_names(
     table: Annotated[str | None, typer.Argument(help="One table only: simulators, credit, ...")] = None,
 ) -> None:
     """Shows every name an experiment file may use, and the code behind it."""
-    shown = Table("table", "name", "code", box=None)
+    shown = Table("table", "name", Column("code", overflow="fold"), box=None)  # a path is never cut
     for each in [table] if table else registry.TABLES:
         for name in registry.names(each):
             shown.add_row(each, name, registry.TABLES[each].get(name, "(plugin)"))
@@ -449,6 +452,7 @@ def _run(
         for own_name in names:
             runner.claim(storage, own_name, overwrite=overwrite)
     address, num_cpus, dashboard = cluster
+    typer.echo("starting Ray" if address is None else f"joining {address}", err=True)
     runner.start_ray(address=address, num_cpus=num_cpus, dashboard=dashboard)
     results: list[Path] = []
     failed = False
@@ -490,19 +494,20 @@ def _existing(file: Path) -> Path:
 
 
 def _headline(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        text = line.strip().strip('#"').strip()
-        if text:
-            return text
-    return ""
+    """The first sentence of a file, over as many lines as it has."""
+    lines = [line.strip().strip('#"').strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    text = " ".join(takewhile(bool, dropwhile(operator.not_, lines)))
+    return re.split(r"(?<=[.]) ", text, maxsplit=1)[0]
 
 
 def _refuse(error: RLlibVLMError) -> NoReturn:
+    # Names out of files of others may hold what a terminal takes for commands.
+    message = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))
     console = Console(stderr=True)
     if console.is_terminal:
-        console.print(Panel(Text(str(error)), title="error", title_align="left", border_style="red"))
+        console.print(Panel(Text(message), title="error", title_align="left", border_style="red"))
     else:  # one line per problem, whole, for logs and editors
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 

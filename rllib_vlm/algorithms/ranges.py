@@ -75,7 +75,7 @@ RANGES: dict[str, Range] = {
     "format_reward": Range(),
     "invalid_penalty": Range(),
     # generation
-    "temperature": _NOT_NEGATIVE,
+    "temperature": Range(0, 100),
     "top_p": Range(0, 1, open_low=True),
     "max_new_tokens": _COUNT,
     "session_cache_mib": _NOT_NEGATIVE_OR_NONE,

@@ -104,6 +104,10 @@ def test_arguments_are_numbers_by_name(capsys):
             numbers("packing", [wrong], {"rounds": 5})
     assert main(["trl", "pictures"]) == 2
     assert "vision" in capsys.readouterr().err
+    assert main(["expert", "planner"]) == 2
+    assert "expert takes no arguments" in capsys.readouterr().err
+    assert main(["seeing", "a", "b"]) == 2
+    assert "seeing takes checkpoint" in capsys.readouterr().err
 
 
 # The profile.

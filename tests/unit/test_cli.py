@@ -156,9 +156,15 @@ def test_diagnose_of_what_is_no_run_is_refused(path: str, tmp_path: Path, capsys
     assert error.startswith("error: ") and error.count("\n") == 1 and str(where) in error
 
 
-def test_list_shows_the_registry(capsys: pytest.CaptureFixture[str]):
-    assert run("list", "simulators") == 0
-    assert "frozen_lake" in capsys.readouterr().out
+def test_list_shows_the_registry_and_cuts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run("list", "parsers") == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for part in ("grounding_worldmodeling", "ldModeling"):  # the end of the longest path, folded
+        assert part in shown
+    assert "…" not in shown
     assert run("list", "simulatorss") == 2
     assert "Did you mean 'simulators'" in capsys.readouterr().err
 
@@ -168,6 +174,10 @@ def test_examples_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFi
 
     assert run("example", "list") == 0
     listed = capsys.readouterr().out
+    assert "rises." in listed and "from two cameras." in listed
+    told = "".join(listed.split())
+    assert "moreofthesameinplaceofitsrewards." in told, "a sentence ends on a later line of the file"
+    assert "rllibtrainfile" not in told, "and is the first one"
     for name, file in examples().items():
         assert name in listed
         copy = tmp_path / f"{Path(name).name}.copy"
@@ -175,6 +185,13 @@ def test_examples_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFi
         assert copy.read_text() == file.read_text()
         assert run("example", "get", name, "-o", copy) == 2, "never overwrites"
     assert run("example", "get", "no-such-example") == 2
+
+
+def test_what_a_terminal_takes_for_commands_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("validate", tmp_path / "\x1b]0;mine\x07.yaml") == 2
+    error = capsys.readouterr().err
+    assert "\\x1b]0;mine\\x07.yaml: no such file" in error
+    assert not set("\x1b\x07") & set(error)
 
 
 def test_demos_fill_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

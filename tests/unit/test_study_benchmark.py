@@ -83,6 +83,12 @@ def test_wrong_arguments_are_told_before_anything_starts(arguments, said):
         run(*arguments)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RLlibVLMError, match=r"rows\.jsonl cannot be written"):
+        run("virl", f"out={tmp_path / 'file' / 'rows.jsonl'}")
+
+
 def test_rows_of_other_settings_are_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({**rows()[0], "settings": {**settings("virl"), "every": 99}}) + "\n")
