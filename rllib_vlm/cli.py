@@ -304,9 +304,9 @@ def example_list() -> None:
     """Names every tuned example, with the first sentence of its header."""
     from rllib_vlm.config.resources import examples
 
-    table = Table("name", "what it is", box=None)
+    table = Table(_whole("name"), _whole("what it is"), box=None)
     for name, file in examples().items():
-        table.add_row(Text(name, no_wrap=True), _headline(file))
+        table.add_row(name, _headline(file))
     Console().print(table)
 
 
@@ -336,7 +336,7 @@ def list_names(
     table: Annotated[str | None, typer.Argument(help="One table only: simulators, credit, ...")] = None,
 ) -> None:
     """Shows every name an experiment file may use, and the code behind it."""
-    shown = Table("table", "name", Column("code", overflow="fold"), box=None)  # a path is never cut
+    shown = Table(_whole("table"), _whole("name"), _whole("code"), box=None)
     for each in [table] if table else registry.TABLES:
         for name in registry.names(each):
             shown.add_row(each, name, registry.TABLES[each].get(name, "(plugin)"))
@@ -491,6 +491,11 @@ def _existing(file: Path) -> Path:
     raise RLlibVLMError(
         f"{file}: no such file. `rllib example list` names the ones that ship with the package."
     )
+
+
+def _whole(header: str) -> Column:
+    """A column that breaks what is too long for it, and cuts nothing."""
+    return Column(header, overflow="fold")
 
 
 def _headline(file: Path) -> str:

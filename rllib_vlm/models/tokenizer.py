@@ -180,32 +180,48 @@ def compact_corpus(texts: Iterable[str], *, repeats: int = 2) -> list[str]:
     return kept
 
 
-@cache
 def load_corpus(name: str = "household") -> tuple[str, ...]:
     """Lines of a corpus: of one of this package's by its name, or of a text file in an installed package.
 
     `my_package:corpus/corridor.txt` is such a file, beside the simulator that says what it holds.
 
     Raises:
-        ModelError: there is no such corpus, package or file, or the file is no text.
+        ModelError: there is no such corpus, package or file, or the file holds no text.
     """
+    if not isinstance(name, str):
+        raise ModelError(f"corpus is {name!r}; give a name ({', '.join(_corpora())}) or {_EXAMPLE!r}")
+    return _read_corpus(name)
+
+
+_EXAMPLE = "my_package:corpus/corridor.txt"
+
+
+@cache
+def _read_corpus(name: str) -> tuple[str, ...]:
     if ":" in name:
         package, _, path = name.partition(":")
+        what = f"corpus {name!r}: no text file {path!r} in a package {package!r}"
+        if ".." in path.split("/"):
+            raise ModelError(f"{what}: '..' leads out of it")
         try:
             text = resources.files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
-        except (ImportError, TypeError, ValueError, OSError) as error:
-            raise ModelError(
-                f"corpus {name!r}: no text file {path!r} in a package {package!r}: {error}"
-            ) from error
+        except Exception as error:  # whatever a package of the user's raises while it is imported
+            raise ModelError(f"{what}: {error}") from error
+        if not text.strip():
+            raise ModelError(f"{what}: the file is empty")
         return tuple(text.splitlines())
-    folder = resources.files("rllib_vlm.models").joinpath("corpus")
-    names = sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".txt"))
-    if name not in names:
+    if name not in _corpora():
         raise ModelError(
-            f"no corpus {name!r} comes with the package; there is {', '.join(names)}, "
-            "or a text file of a package: 'my_package:corpus/corridor.txt'"
+            f"no corpus {name!r} comes with the package; there is {', '.join(_corpora())}, "
+            f"or a text file of a package: {_EXAMPLE!r}"
         )
-    return tuple(folder.joinpath(f"{name}.txt").read_text(encoding="utf-8").splitlines())
+    file = resources.files("rllib_vlm.models").joinpath("corpus", f"{name}.txt")
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+def _corpora() -> list[str]:
+    folder = resources.files("rllib_vlm.models").joinpath("corpus")
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".txt"))
 
 
 def _pieces(splitter: pre_tokenizers.PreTokenizer, texts: Iterable[str]) -> list[str]:

@@ -159,12 +159,14 @@ def test_diagnose_of_what_is_no_run_is_refused(path: str, tmp_path: Path, capsys
 def test_list_shows_the_registry_and_cuts_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "70")
     assert run("list", "parsers") == 0
     shown = "".join(capsys.readouterr().out.split())
-    for part in ("grounding_worldmodeling", "ldModeling"):  # the end of the longest path, folded
-        assert part in shown
-    assert "…" not in shown
+    code = "rllib_vlm.prompts.tagged:GroundingWorldModeling"
+    assert f"grounding_worldmodeling{code[:34]}" in shown and code[34:] in shown, "folded"
+    monkeypatch.setenv("COLUMNS", "30")
+    assert run("list", "parsers") == 0
+    assert "…" not in capsys.readouterr().out
     assert run("list", "simulatorss") == 2
     assert "Did you mean 'simulators'" in capsys.readouterr().err
 

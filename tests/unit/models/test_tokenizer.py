@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -116,10 +117,25 @@ def test_a_corpus_that_is_not_there_is_named(name: str) -> None:
         load_corpus(name)
 
 
-def test_a_corpus_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "corridors").mkdir()
+@pytest.mark.parametrize("value", [5, None, ["household"]])
+def test_a_corpus_is_named_by_a_text(value: Any) -> None:
+    with pytest.raises(ModelError, match=r"corpus is .*; give a name \(household"):
+        load_corpus(value)
+
+
+def test_a_corpus_is_text_inside_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corridors" / "broken").mkdir(parents=True)
     (tmp_path / "corridors" / "__init__.py").touch()
+    (tmp_path / "corridors" / "broken" / "__init__.py").write_text("1 / 0")
     (tmp_path / "corridors" / "words.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "corridors" / "blank.txt").write_text("\n\n")
+    (tmp_path / "outside.txt").write_text("a word")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModelError, match=r"words\.bin"):
-        load_corpus("corridors:words.bin")
+    for name, said in (
+        ("corridors:words.bin", "can't decode"),
+        ("corridors:blank.txt", "the file is empty"),
+        ("corridors:../outside.txt", "leads out of it"),
+        ("corridors.broken:words.txt", "division by zero"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            load_corpus(name)
