@@ -506,8 +506,7 @@ def _headline(file: Path) -> str:
 
 
 def _refuse(error: RLlibVLMError) -> NoReturn:
-    # Names out of files of others may hold what a terminal takes for commands.
-    message = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))
+    message = _spelt_out(str(error))
     console = Console(stderr=True)
     if console.is_terminal:
         console.print(Panel(Text(message), title="error", title_align="left", border_style="red"))
@@ -539,8 +538,13 @@ def _add_groups() -> None:
             app.add_typer(group, name=name)
 
 
+def _spelt_out(text: str) -> str:
+    """Names out of files of others may hold what a terminal takes for commands."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(_spelt_out(line), highlight=False, markup=False, soft_wrap=True)
 
 
 _add_groups()

@@ -205,7 +205,7 @@ def _read_corpus(name: str) -> tuple[str, ...]:
             raise ModelError(f"{what}: '..' leads out of it")
         try:
             text = resources.files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
-        except Exception as error:  # whatever a package of the user's raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever a package of the user's does while it is imported
             raise ModelError(f"{what}: {error}") from error
         if not text.strip():
             raise ModelError(f"{what}: the file is empty")

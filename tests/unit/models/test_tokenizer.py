@@ -127,6 +127,7 @@ def test_a_corpus_is_text_inside_its_package(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "corridors" / "broken").mkdir(parents=True)
     (tmp_path / "corridors" / "__init__.py").touch()
     (tmp_path / "corridors" / "broken" / "__init__.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
     (tmp_path / "corridors" / "words.bin").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "corridors" / "blank.txt").write_text("\n\n")
     (tmp_path / "outside.txt").write_text("a word")
@@ -136,6 +137,7 @@ def test_a_corpus_is_text_inside_its_package(tmp_path: Path, monkeypatch: pytest
         ("corridors:blank.txt", "the file is empty"),
         ("corridors:../outside.txt", "leads out of it"),
         ("corridors.broken:words.txt", "division by zero"),
+        ("leaves:words.txt", "no text file"),
     ):
         with pytest.raises(ModelError, match=said):
             load_corpus(name)
