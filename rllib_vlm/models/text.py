@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rllib_vlm.models.adapters import add_lora, check_lora, freeze
 from rllib_vlm.models.chat import ChatEncoder
 from rllib_vlm.models.checkpoint import PACKAGED, resolve_checkpoint
+from rllib_vlm.models.tokenizer import load_corpus
 from rllib_vlm.types import Mention
 
 
@@ -77,6 +78,8 @@ class TextSide:
         """
         settings = cls.settings.read(config)
         check_lora(settings.lora)
+        if settings.checkpoint is None and settings.tokenizer_texts is None:
+            load_corpus(settings.corpus)
         if settings.checkpoint is not None and settings.checkpoint.startswith(PACKAGED):
             resolve_checkpoint(settings.checkpoint)
 

@@ -27,6 +27,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rllib_vlm.errors import ModelError
 
+_EXAMPLE = "my_package:corpus/corridor.txt"  # of a corpus beside a simulator
+
 # The names the Qwen-VL families give these tokens; the order fixes their ids, from 0.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -191,9 +193,6 @@ def load_corpus(name: str = "household") -> tuple[str, ...]:
     if not isinstance(name, str):
         raise ModelError(f"corpus is {name!r}; give a name ({', '.join(_corpora())}) or {_EXAMPLE!r}")
     return _read_corpus(name)
-
-
-_EXAMPLE = "my_package:corpus/corridor.txt"
 
 
 @cache

@@ -76,7 +76,7 @@ class ModelSettings:
 
         Raises:
             UnknownNameError: a key or a size there is not.
-            ModelError: a value out of its range, no such corpus, or both or neither of `checkpoint` and `size`.
+            ModelError: a value out of its range, or both or neither of `checkpoint` and `size`.
         """
         known = [f.name for f in fields(cls)]
         for key in config:
@@ -101,8 +101,6 @@ class ModelSettings:
             raise ModelError(f"max_tiles is {result.max_tiles}; an image has 1 or more")
         if result.size is not None:
             result._check_sizes()
-            if result.tokenizer_texts is None:
-                load_corpus(result.corpus)
         return result
 
     @property

@@ -92,7 +92,7 @@ class ModelConfig:
 
         Raises:
             UnknownNameError: a key or a size there is not.
-            ModelError: a value out of its range, no such corpus, or both or neither of `checkpoint` and `size`.
+            ModelError: a value out of its range, or both or neither of `checkpoint` and `size`.
         """
         known = [f.name for f in fields(cls)]
         for key in config:
@@ -114,8 +114,6 @@ class ModelConfig:
             )
         if result.size is not None:
             result.heads  # noqa: B018  (raises)
-            if result.tokenizer_texts is None:
-                load_corpus(result.corpus)
         check_choice("dtype", result.dtype, DTYPES)
         check_choice("attn_implementation", result.attn_implementation, ATTENTION)
         return result
