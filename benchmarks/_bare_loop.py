@@ -82,13 +82,15 @@ class _Batch:
         cos, sin = self._angles(self._lengths[:, None] + column)
 
         def behind(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend(q, *self._cache.append(i, k, v), mask)
+            # In the last layer only what predicts has queries.
+            own = mask if q.shape[2] == block else mask[torch.arange(len(new)), :, counts - 1][:, :, None]
+            return attend(q, *self._cache.append(i, k, v), own)
 
-        hidden = self._layers.run(self._language.embed_tokens(padded), cos, sin, behind)
+        hidden = self._layers.run(self._language.embed_tokens(padded), cos, sin, behind, counts - 1)
         self._mask[:, 0, 0, begin : begin + block].masked_fill_(real, 0.0)
         self._cache.used += block
         self._lengths += counts
-        return hidden[torch.arange(len(new)), counts - 1]
+        return hidden
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return angles(self._language, positions.expand(3, -1, -1), self._like)

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 
-from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.update_plan import Schedule
 from rllib_vlm.env.slots import Deadlines
+from rllib_vlm.models.precision import Precision
 from rllib_vlm.types import SamplingParams
 
 # Attributes that say how prompts are made and answers are read.
@@ -62,6 +62,7 @@ class AgentConfig(AlgorithmConfig):
         self.max_new_tokens = 64
         self.stop: tuple[str, ...] = ()
         self.session_cache_mib: float | None = None
+        self.prompt_precision: Precision = "float32"
         # warm start
         self.warm_start_updates = 0
         self.warm_start_episodes_per_update = 32
@@ -134,6 +135,7 @@ class AgentConfig(AlgorithmConfig):
         max_new_tokens: Any = NotProvided,
         stop: Any = NotProvided,
         session_cache_mib: Any = NotProvided,
+        prompt_precision: Any = NotProvided,
     ) -> Self:
         """How answers are sampled. `evaluation_config` may set the same names for evaluation.
 
@@ -149,6 +151,9 @@ class AgentConfig(AlgorithmConfig):
             session_cache_mib: MiB of keys and values that the backend "hf" keeps of conversations between turns, on
                 each env runner: a turn then costs what is new. 0 keeps none; nothing is 256 where every prompt goes
                 on with the one before (history "full", laid out as chat), else 0.
+            prompt_precision: of the matrix products by which the backend "hf" reads pictures and prompts: "float32";
+                "bfloat16", which puts log-probs off by about a percent; or "auto", which is that where the device
+                multiplies it in hardware. Engines have the `dtype` of their weights.
 
         Returns:
             This updated AlgorithmConfig object.

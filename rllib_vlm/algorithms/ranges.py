@@ -102,6 +102,7 @@ RANGES: dict[str, Range] = {
     "group_size": _COUNT,
     "num_epochs": _COUNT,
     "minibatch_size": _COUNT_OR_NONE,
+    "downsample": Range(0, 1, open_low=True),
     "clip_low": _SHARE,
     "clip_high": _NOT_NEGATIVE_OR_NONE,
     "dual_clip": Range(1, open_low=True, optional=True),

@@ -15,7 +15,6 @@ from rllib_vlm.batching.mismatch import MismatchSettings
 from rllib_vlm.batching.spans import REST
 from rllib_vlm.core.engines.base import EngineKind, Offload
 from rllib_vlm.core.optimizers import Optimizer
-from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
 from rllib_vlm.core.update_plan import KLPlace, Reference, Schedule
 from rllib_vlm.core.value_head import ValueHeadConfig
@@ -25,6 +24,7 @@ from rllib_vlm.losses.kl import KLEstimator
 from rllib_vlm.losses.policy import PolicyLoss
 from rllib_vlm.losses.ratio import RatioLevel
 from rllib_vlm.losses.reduce import Reduction
+from rllib_vlm.models.precision import Precision
 from rllib_vlm.prompts import build_history, build_parser
 from rllib_vlm.prompts.system import uses_instruction
 from rllib_vlm.sims.base import Simulator
@@ -68,7 +68,10 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     yield from _attempt("template", lambda: uses_instruction(c.template))
     unknown = list(_attempt("credit", lambda: registry.resolve("credit", c.credit)))
     yield from unknown or _attempt("credit_options", lambda: _check_credit(c.credit, c.credit_options))
-    yield from _attempt("backend", lambda: registry.resolve("backends", c.backend))
+    unknown = list(_attempt("backend", lambda: registry.resolve("backends", c.backend)))
+    yield from unknown
+    if not unknown and isinstance(c.backend_options, dict):
+        yield from _attempt("backend_options", lambda: _check_backend(c))
     if isinstance(c.engine, dict):
         yield from _attempt("engine", lambda: c.vllm_settings)
     if isinstance(c.mismatch, dict):
@@ -81,6 +84,7 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
         "warm_start_mixing": ("turn", "episode"),
         "warm_start_precision": get_args(Precision),
         "precision": get_args(Precision),
+        "prompt_precision": get_args(Precision),
         "old_logprobs": ("sampler", "learner"),
         "optimizer_type": get_args(Optimizer),
         "learner_engine": get_args(EngineKind),
@@ -105,6 +109,12 @@ def _names(c: VLMAlgorithmConfig) -> Iterator[str]:
     for name in c.evaluation_config if isinstance(c.evaluation_config, dict) else ():
         if name not in known_names and not hasattr(type(c), name):
             yield f"evaluation_config has no {name!r}.{did_you_mean(name, known_names)}"
+
+
+def _check_backend(c: VLMAlgorithmConfig) -> None:
+    options = getattr(registry.resolve("backends", c.backend), "options", None)
+    if options is not None:
+        _of_fields(options, c.backend_options, "the backend " + repr(c.backend))
 
 
 def _check_spans(c: VLMAlgorithmConfig) -> None:
@@ -334,6 +344,11 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
         )
     if c.minibatch_size and c.num_learners > 1 and c.minibatch_size < c.num_learners:
         yield f"minibatch_size {c.minibatch_size} leaves some of {c.num_learners} learners without rows"
+    if c.downsample < 1.0 and c.value_loss_coeff:
+        yield (
+            f"downsample {c.downsample} leaves turns out of the critic's lessons too, those it foretells best; set "
+            "value_loss_coeff: 0 with an estimator that needs no critic, or downsample: 1"
+        )
     if c.groups_per_update < (c.num_learners or 1):
         yield (
             f"groups_per_update is {c.groups_per_update}, fewer than num_learners {c.num_learners}: "

@@ -192,6 +192,7 @@ class VLMAlgorithm(SamplingAlgorithm):
             seed=self._update_seed(),
             normalize_advantages=config.normalize_advantages,
             drop_uninformative=config.drop_uninformative,
+            downsample=config.downsample,
             precision=config.precision,
             guard=StepGuard(**config.step_guard),
             kl_reward=kl_coeff if config.kl_in == "reward" and not critic_only else 0.0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +13,41 @@ from torch import Tensor
 from rllib_vlm.backends.base import GenerationRequest, completed
 from rllib_vlm.errors import ModelError, did_you_mean
 from rllib_vlm.models.base import VLMFamily
+from rllib_vlm.models.precision import Precision
 from rllib_vlm.models.sessions import SessionCache
 from rllib_vlm.types import Completion, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HFSettings:
+    """Options of `HFBackend`.
+
+    Args:
+        max_batch_size: prompts of one batch; bounds memory.
+        session_cache_mib: MiB of keys and values, on the model's device, kept of conversations between their turns,
+            so that a turn costs what is new and not all that has been said; 0 keeps none. Each token takes
+            2 x layers x key heads x head width numbers.
+        prompt_precision: of the matrix products that read pictures and prompts: "float32"; "bfloat16", which puts
+            log-probs off by about a percent; or "auto", which is that where the device multiplies it in hardware.
+
+    Raises:
+        ModelError: a value out of its range.
+    """
+
+    max_batch_size: int = 64
+    session_cache_mib: float = 0
+    prompt_precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        size = self.max_batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ModelError(f"max_batch_size is {size!r}; give 1 or more")
+        known = get_args(Precision)
+        if self.prompt_precision not in known:
+            near = did_you_mean(str(self.prompt_precision), known)
+            raise ModelError(
+                f"prompt_precision is {self.prompt_precision!r}.{near} Known: {', '.join(known)}"
+            )
 
 
 class HFBackend:
@@ -20,28 +55,18 @@ class HFBackend:
 
     Args:
         family: the model. It may be the very one that another part of the process trains.
-        max_batch_size: prompts of one batch; bounds memory.
-        session_cache_mib: MiB of keys and values, on the model's device, kept of conversations between their turns,
-            so that a turn costs what is new and not all that has been said; 0 keeps none. Each token takes
-            2 x layers x key heads x head width numbers.
+        **options: fields of `HFSettings`.
 
     Requests without a seed are sampled from torch's own stream.
     """
 
     continuous = False
+    options = HFSettings
 
-    def __init__(
-        self,
-        family: VLMFamily,
-        *,
-        max_batch_size: int = 64,
-        session_cache_mib: float = 0,
-    ) -> None:
-        if max_batch_size < 1:
-            raise ModelError(f"max_batch_size is {max_batch_size}; give 1 or more")
+    def __init__(self, family: VLMFamily, **options: Any) -> None:
+        self.settings = HFSettings(**options)
         self.family = family
-        self.max_batch_size = max_batch_size
-        self.cache = SessionCache(session_cache_mib)
+        self.cache = SessionCache(self.settings.session_cache_mib)
         # The version stamped on completions. Whoever changes shared weights in place sets it.
         self.version = 0
         self._waiting: list[tuple[GenerationRequest, Future[Completion]]] = []
@@ -71,8 +96,9 @@ class HFBackend:
             if future.set_running_or_notify_cancel():
                 batches.setdefault(_key(request.sampling), []).append((request, future))
         for same in batches.values():
-            for start in range(0, len(same), self.max_batch_size):
-                self._answer(same[start : start + self.max_batch_size])
+            size = self.settings.max_batch_size
+            for start in range(0, len(same), size):
+                self._answer(same[start : start + size])
 
     def load_weights(self, state: Mapping[str, Tensor], *, version: int) -> None:
         """Copies `state` into the model; requests that still wait are answered by the new weights.
@@ -139,6 +165,7 @@ class HFBackend:
                 [r.sampling.seed for r, _ in batch],
                 cache=self.cache,
                 sessions=[r.session for r, _ in batch],
+                precision=self.settings.prompt_precision,
             )
             completions = [
                 completed(self.family, ids, logprobs, sampling, version=version) for ids, logprobs in answers

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -80,6 +82,8 @@ class MaskAndPack(ConnectorV2):
         kept = [[row for row in own if _teaches(row, plan)] for own in batch[VLMColumns.ROWS]]
         if plan.normalize_advantages:
             kept = _whiten(kept, gather)
+        if plan.downsample < 1.0 and plan.expects_credit:
+            kept = _strongest(kept, plan.downsample, gather)
         steps = _steps(kept, batch[VLMColumns.EPISODE_INDEX], plan, gather)
         rows = [row for own in kept for row in own]
         packing = self._packing and rl_module[DEFAULT_MODULE_ID].unwrapped().family.packs
@@ -98,6 +102,22 @@ def _whiten(rows: list[list[Row]], gather: AllGather) -> list[list[Row]]:
     own = sum((Moments.of(row.advantages, row.loss_mask) for r in rows for row in r), Moments())
     total = sum(gather(own), Moments())
     return [[replace(row, advantages=total.whiten(row.advantages, row.loss_mask)) for row in r] for r in rows]
+
+
+def _strongest(rows: list[list[Row]], share: float, gather: AllGather) -> list[list[Row]]:
+    """This `share` of the rows of all learners, those with the largest advantage of either sign; rows that tie stay.
+
+    After PODS (Xu et al., arXiv 2504.13818), which learns from the rollouts of the most different rewards alone.
+    """
+    own = [[float(np.abs(row.advantages[row.loss_mask]).max(initial=0.0)) for row in r] for r in rows]
+    found = np.sort([size for part in gather([size for sizes in own for size in sizes]) for size in part])
+    if not len(found):
+        return rows
+    least = found[-math.ceil(share * len(found))]
+    return [
+        [row for row, size in zip(r, sizes, strict=True) if size >= least]
+        for r, sizes in zip(rows, own, strict=True)
+    ]
 
 
 def _steps(

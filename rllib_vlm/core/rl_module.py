@@ -31,12 +31,12 @@ from rllib_vlm.batching.rows import (
 )
 from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.optimizers import VALUE_HEAD
-from rllib_vlm.core.precision import products
 from rllib_vlm.core.scoring import OutputLayer, score_tokens
 from rllib_vlm.core.value_head import ValueHeadConfig, first_of_turn, spread
 from rllib_vlm.errors import ModelError
 from rllib_vlm.models.adapters import ValueHead
 from rllib_vlm.models.base import TokenRows, VLMFamily
+from rllib_vlm.models.precision import products
 from rllib_vlm.types import Completion, Prompt, SamplingParams
 
 HF_DIRECTORY = "hf"
@@ -197,7 +197,7 @@ class VLMRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             with_entropy: also the entropy [B, L] of the distributions the tokens came from.
             with_values: also values [B, L]; by default if there is a value head.
             sampling: the distribution; by default the one that sampled. Imitation uses temperature 1.
-            precision: of the model's matrix products (`core.precision`); log-probs stay float32.
+            precision: of the model's matrix products (`models.precision`); log-probs stay float32.
             with_grounding: also `GROUNDING` and `REFERRING` [B, L], where a demonstration says what image tokens show.
             with_logprobs: False leaves the language model out, and with it all but the names in `GROUNDING`.
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_vlm.core.loss_terms import LossSettings
-from rllib_vlm.core.precision import Precision
 from rllib_vlm.core.step_guard import StepGuard
+from rllib_vlm.models.precision import Precision
 
 KLPlace = Literal["loss", "reward"]
 Reference = Literal["copy", "adapters_off"]
@@ -35,6 +35,7 @@ class UpdatePlan:
     seed: int = 0  # of the order of rows
     normalize_advantages: bool = False
     drop_uninformative: bool = False  # leave out rows without any advantage
+    downsample: float = 1.0  # share of the rows that are learnt from, those of the largest advantages
     expects_credit: bool = True  # False for imitation
     precision: Precision = "float32"  # of the model's matrix products in training
     guard: StepGuard = field(default_factory=StepGuard)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from rllib_vlm.models.precision import Precision
 from rllib_vlm.models.sessions import Session, SessionCache
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
 
@@ -162,6 +163,7 @@ class VLMFamily(Protocol):
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
+        precision: Precision = "float32",
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
@@ -170,6 +172,9 @@ class VLMFamily(Protocol):
 
         What is computed of prompts that go on with a conversation may be kept in `cache` for its next turn; a family
         that keeps nothing leaves it alone.
+
+        Pictures and prompts are read with matrix products of `precision`, by families that know how; what is written
+        token by token gains nothing by another, and has that of the weights.
         """
 
     def save_pretrained(self, directory: Path) -> None:

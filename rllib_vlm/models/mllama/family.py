@@ -24,6 +24,7 @@ from rllib_vlm.models.mllama.decoder import Views, run_layers
 from rllib_vlm.models.mllama.segments import Segments
 from rllib_vlm.models.mllama.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.mllama.vision import image_states
+from rllib_vlm.models.precision import Precision, products
 from rllib_vlm.models.sessions import Session, SessionCache
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.text import TextSide
@@ -150,6 +151,7 @@ class Mllama(TextSide):
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
+        precision: Precision = "float32",
     ) -> list[Sampled]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
@@ -158,6 +160,7 @@ class Mllama(TextSide):
         Args:
             cache: counts prompt tokens; nothing is kept between turns.
             sessions: not used.
+            precision: of the vision tower's matrix products.
 
         Raises:
             ModelError: the image tokens of a prompt are not those of its images.
@@ -166,7 +169,7 @@ class Mllama(TextSide):
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, Sampled] = {}
         for batch in batches_by_length([len(p.token_ids) for p in prompts]):
-            hidden, decoder = self._read([prompts[i] for i in batch], sampling.max_new_tokens)
+            hidden, decoder = self._read([prompts[i] for i in batch], sampling.max_new_tokens, precision)
             completions = sample_completions(
                 hidden, decoder, self.logits, sampling, self.stop_token_ids, stops, [own[i] for i in batch]
             )
@@ -222,9 +225,9 @@ class Mllama(TextSide):
             return None
         checkpoint = self.config.gradient_checkpointing
         states, counts = image_states(self.model.model, canvases, self.images, checkpoint=checkpoint)
-        return Views.of(is_image, states, counts)
+        return Views.of(is_image, states.to(self.model.dtype), counts)
 
-    def _read(self, prompts: Sequence[Prompt], steps: int) -> tuple[Tensor, _Decoder]:
+    def _read(self, prompts: Sequence[Prompt], steps: int, precision: Precision) -> tuple[Tensor, _Decoder]:
         """Hidden states [B, D] of the prompts' last tokens, and what goes on from there."""
         language, device = self.model.model.language_model, self.device
         for i, prompt in enumerate(prompts):
@@ -237,7 +240,8 @@ class Mllama(TextSide):
             token_ids[row, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
         lengths = torch.tensor([len(p.token_ids) for p in prompts], device=device)
         canvases = [torch.tensor(image, device=device) for p in prompts for image in p.images]
-        views = self._views(token_ids == self.image_token_id, canvases)
+        with products(device, precision):
+            views = self._views(token_ids == self.image_token_id, canvases)
         cache = DynamicCache()
         columns = torch.arange(width + steps, device=device)
         embedded = language.embed_tokens(token_ids)

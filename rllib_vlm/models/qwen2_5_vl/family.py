@@ -16,6 +16,7 @@ from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.checkpoint import save_config
 from rllib_vlm.models.decoding import batches_by_length, seeds_of
+from rllib_vlm.models.precision import Precision, products
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import angles, run_layers, segment_mask
@@ -233,6 +234,7 @@ class Qwen25VL(TextSide):
         *,
         cache: SessionCache | None = None,
         sessions: Sequence[Session | None] | None = None,
+        precision: Precision = "float32",
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Samples one completion per prompt: (token ids [T], log-probs [T] nats), same order.
 
@@ -241,6 +243,7 @@ class Qwen25VL(TextSide):
         Args:
             cache: where keys and values of earlier turns are found, and those of this one kept.
             sessions: the conversation of each prompt; None for one that is nobody's.
+            precision: of the matrix products that read pictures and prompts (`models.precision`).
         """
         own = seeds_of(sampling, seeds, len(prompts))
         turns = Turns(
@@ -252,7 +255,8 @@ class Qwen25VL(TextSide):
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         for chunk in batches_by_length([len(p.token_ids) for p in prompts], turns.kept):
-            tokens = self._prefill([prompts[i] for i in chunk], [turns.pasts[i] for i in chunk])
+            with products(self.device, precision):
+                tokens = self._prefill([prompts[i] for i in chunk], [turns.pasts[i] for i in chunk])
             turns.count(chunk, tokens.computed)
             completions = sample_batch(
                 self.model.model.language_model,
@@ -263,6 +267,7 @@ class Qwen25VL(TextSide):
                 stops,
                 [own[i] for i in chunk],
                 turns.keeper(chunk),
+                precision,
             )
             results.update(zip(chunk, completions, strict=True))
         return [results[i] for i in range(len(prompts))]

@@ -69,26 +69,40 @@ class FusedLayers:
             head_dim,
         )
 
-    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """Last hidden states [B, L, D] of embeddings `x` [B, L, D], final norm included; see `decoder.run_layers`.
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, read: Tensor) -> Tensor:
+        """States [B, D] of one token a row, final norm included, of embeddings `x` [B, L, D]; see `decoder.run_layers`.
+
+        In the last layer all tokens get keys and values, and only what is read goes on from there.
 
         Args:
             cos: [B, L, 1, d / 2], as of `decoder.angles`.
             sin: the same.
-            attend: what queries attend to.
+            attend: what queries attend to; in the last layer those of the tokens read, [B, H, 1, d].
+            read: int64 [B], the place in L of each row's token.
         """
-        b, length, _ = x.shape
         heads, groups, d = self.heads, self.groups, self.head_dim
-        width = (heads + 2 * groups) * d
+        rows = torch.arange(len(x), device=x.device)
         for i, layer in enumerate(self.layers):
             h = rms_norm(layer.attention_norm, x)
-            bias = None if layer.bias is None else layer.bias[:width]
-            qkv = F.linear(h, layer.qkv[:width], bias).view(b, length, -1, d)
-            qk = rotate(qkv[:, :, : heads + groups], cos, sin).transpose(1, 2)
-            out = attend(i, qk[:, :heads], qk[:, heads:], qkv[:, :, heads + groups :].transpose(1, 2))
-            x = x + out.transpose(1, 2).reshape(b, length, -1) @ layer.out
+            if i < len(self.layers) - 1:
+                qkv = self._project(layer, h, 0, heads + 2 * groups)
+                qk = rotate(qkv[:, :, : heads + groups], cos, sin)
+                q, k, v = qk[:, :, :heads], qk[:, :, heads:], qkv[:, :, heads + groups :]
+            else:
+                kv = self._project(layer, h, heads, heads + 2 * groups)
+                k, v = rotate(kv[:, :, :groups], cos, sin), kv[:, :, groups:]
+                x, h, cos, sin = (a[rows, read][:, None] for a in (x, h, cos, sin))
+                q = rotate(self._project(layer, h, 0, heads), cos, sin)
+            out = attend(i, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+            x = x + out.transpose(1, 2).reshape(*x.shape[:2], heads * d) @ layer.out
             x = x + _mlp(layer, rms_norm(layer.mlp_norm, x))
-        return rms_norm(self.norm, x)
+        return rms_norm(self.norm, x)[:, 0]
+
+    def _project(self, layer: _Layer, h: Tensor, first: int, last: int) -> Tensor:
+        """Those heads [B, L, last - first, d] of a layer's queries, keys and values, of states `h` [B, L, D]."""
+        rows = slice(first * self.head_dim, last * self.head_dim)
+        bias = None if layer.bias is None else layer.bias[rows]
+        return F.linear(h, layer.qkv[rows], bias).unflatten(-1, (-1, self.head_dim))
 
     def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Angles [B, T, 1, d / 2] as `advance` takes them, [T, B, N]; values turn by none."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rllib_vlm.models.decoding import sample_completions
+from rllib_vlm.models.precision import Precision, products
 from rllib_vlm.models.qwen2_5_vl.cache import Cache
 from rllib_vlm.models.qwen2_5_vl.decoder import Attend, angles, attend, run_layers
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
@@ -45,6 +46,7 @@ def sample_batch(
     stops: Callable[[list[int]], bool] | None,
     seeds: Sequence[Seed],
     keep: Keep | None = None,
+    precision: Precision = "float32",
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """One completion per prompt: (token ids, log-probs).
 
@@ -55,8 +57,10 @@ def sample_batch(
         stops: whether the ids sampled so far hold a stop string, if there are any.
         seeds: of each prompt; see `sampling.draw`.
         keep: told at the end of what was computed, row by row.
+        precision: of the matrix products that read the prompts.
     """
-    hidden, decoder = _read(language, prefill, sampling.max_new_tokens)
+    with products(prefill.embeddings.device, precision):
+        hidden, decoder = _read(language, prefill, sampling.max_new_tokens)
     decoder.remembers = keep is not None
     completions = sample_completions(hidden, decoder, logits, sampling, stop_ids, stops, seeds)
     if keep is not None:
@@ -114,8 +118,9 @@ class _Modules:
     def __init__(self, language: Any) -> None:
         self._language = language
 
-    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        return run_layers(self._language, x, cos, sin, attend)[0]
+    def run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, read: Tensor) -> Tensor:
+        hidden, _ = run_layers(self._language, x, cos, sin, attend)
+        return hidden[torch.arange(len(x), device=x.device), read]
 
     def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return cos.transpose(0, 1), sin.transpose(0, 1)
@@ -147,52 +152,55 @@ def _read(language: Any, prefill: Prefill, steps: int) -> tuple[Tensor, _Decoder
     cache.used = past
     slots = torch.arange(width + steps, device=x.device)
     begins = past - torch.tensor(kept, device=x.device)[:, None]  # [B, 1]
+    padding = (slots < begins) | (slots >= past + lengths[:, None]) & (slots < width)
+    mask = _additive(padding, x)[:, None, None]
     layers = FusedLayers.of(language) or _Modules(language)
-    hidden = _run_prompts(language, layers, prefill, cache, slots[:width] < begins)
+    hidden = _run_prompts(language, layers, prefill, cache, mask[..., :width])
 
     next_position = _last(prefill.positions.amax(0), lengths) + 1  # [B]
     text_positions = next_position[:, None] + torch.arange(steps, device=x.device)
     cos, sin = layers.turns(*angles(language, text_positions.expand(3, -1, -1), x))
-    padding = (slots < begins) | (slots >= past + lengths[:, None]) & (slots < width)
-    mask = _additive(padding, hidden)[:, None, None]
     prompts = [slice(past - k, past + n) for k, n in zip(kept, lengths.tolist(), strict=True)]
     return hidden, _Decoder(layers, cache, cos, sin, mask, prompts, width, list(range(batch)))
 
 
 def _run_prompts(
-    language: Any, layers: FusedLayers | _Modules, prefill: Prefill, cache: Cache, before: Tensor
+    language: Any, layers: FusedLayers | _Modules, prefill: Prefill, cache: Cache, seen: Tensor
 ) -> Tensor:
     """[B, D] hidden states of the prompts' last tokens; fills the cache.
 
     Args:
-        before: bool [B, slots of all prompts], those before a row's own first.
+        seen: additive [B, 1, 1, slots of all prompts], the slots that hold tokens of a row.
     """
     x = prefill.embeddings
     cos, sin = angles(language, prefill.positions, x)
-    shared, past, width = prefill.shared, cache.used, before.shape[1]
+    shared, past, width = prefill.shared, cache.used, seen.shape[-1]
 
     def first(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.append(i, k, v)  # one row for the shared prefix, broadcast to all
-        return attend(q, k, v, None)
+        last = q.shape[2] < k.shape[2]
+        return attend(q, k, v, seen[: len(q), ..., : k.shape[2]] if last else None)
 
     if not (shared or past):
-        hidden = layers.run(x, cos, sin, first)
+        hidden = layers.run(x, cos, sin, first, prefill.lengths - 1)
     else:
         if shared:
-            layers.run(x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first)
+            end = torch.tensor([shared - 1], device=x.device)
+            layers.run(x[:1, :shared], cos[:1, :shared], sin[:1, :shared], first, end)
             cache.used = shared
         slots = torch.arange(width, device=x.device)
-        hidden_from = (slots > slots[cache.used :, None])[None]
-        if before.any():
-            hidden_from = hidden_from | before[:, None]
-        mask = _additive(hidden_from, x)[:, None]
+        mask = _additive(slots > slots[cache.used :, None], x)[None, None]
+        if past:
+            mask = mask + seen
 
         def rest(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend(q, *cache.append(i, k, v), mask)
+            last = q.shape[2] < k.shape[2]
+            return attend(q, *cache.append(i, k, v), seen if last else mask)
 
-        hidden = layers.run(x[:, shared:], cos[:, shared:], sin[:, shared:], rest)
+        read = prefill.lengths - shared - 1
+        hidden = layers.run(x[:, shared:], cos[:, shared:], sin[:, shared:], rest, read)
     cache.used = width
-    return _last(hidden, prefill.lengths - shared)
+    return hidden
 
 
 def _additive(hidden: Tensor, like: Tensor) -> Tensor:

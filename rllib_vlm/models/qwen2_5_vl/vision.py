@@ -22,6 +22,9 @@ from rllib_vlm.models.qwen2_5_vl.decoder import dot_product_attention, rms_norm,
 from rllib_vlm.models.qwen2_5_vl.images import ImageFormat, patchify, repeat_frames
 
 _LARGE = 1024  # patches a picture; beyond it a dense window mask costs more than it saves
+_AT_ONCE = (
+    2048  # patches on a CPU; what a layer makes of more has left its cache before the next one reads it
+)
 
 
 def image_features(
@@ -43,15 +46,19 @@ def image_features(
     dtype = visual.patch_embed.proj.weight.dtype
     features: list[Tensor] = []  # one [n, T, D] a group
     for _, images in groups:
-        patches = patchify(images, form, dtype=dtype)
-        n, size = patches.shape[:2]
         grid = (images.shape[1] // form.patch, images.shape[2] // form.patch)
+        size = grid[0] * grid[1]
         if plain or size > _LARGE:
-            pixels = repeat_frames(patches, form).flatten(0, 1)
-            grids = torch.tensor([(1, *grid)] * n, device=images.device)
-            out = visual(pixels, grid_thw=grids).pooler_output.view(n, -1, visual.config.out_hidden_size)
+            pixels = repeat_frames(patchify(images, form, dtype=dtype), form).flatten(0, 1)
+            grids = torch.tensor([(1, *grid)] * len(images), device=images.device)
+            out = visual(pixels, grid_thw=grids).pooler_output.view(
+                len(images), -1, visual.config.out_hidden_size
+            )
         else:
-            out = _tower(visual, patches, grid, form, checkpoint)
+            parts = images.split(max(1, _AT_ONCE // size)) if images.device.type == "cpu" else [images]
+            out = torch.cat(
+                [_tower(visual, patchify(part, form, dtype=dtype), grid, form, checkpoint) for part in parts]
+            )
         features.append(out)
     if len(features) == 1:
         return features[0].flatten(0, 1)

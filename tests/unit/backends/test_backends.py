@@ -153,3 +153,5 @@ def test_impossible_arguments_are_refused(family: Qwen25VL) -> None:
         ScriptedBackend(family, [])
     with pytest.raises(ModelError, match="max_batch_size is 0"):
         HFBackend(family, max_batch_size=0)
+    with pytest.raises(ModelError, match="'half'.*Known: float32, bfloat16, auto"):
+        HFBackend(family, prompt_precision="half")

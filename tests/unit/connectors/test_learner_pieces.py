@@ -170,6 +170,63 @@ def test_rows_that_teach_nothing_are_left_out_only_if_asked(module, family):
     assert counts == {False: 2, True: 1}
 
 
+def credited(family, advantages, group="g0", index=0):
+    """An episode of one row, whose tokens have these advantages by turns: one row a turn."""
+    episode = episode_of(trajectory(family, len(advantages), group=group), index=index)
+    credit = []
+    for turn, advantage in zip(to_trajectory(episode).turns, advantages, strict=True):
+        n = len(turn.completion.token_ids)
+        credit.append(
+            TokenCredit(
+                advantages=np.full(n, advantage, np.float32),
+                returns=np.zeros(n, np.float32),
+                value_mask=np.zeros(n, bool),
+            )
+        )
+    attach_credit(episode, credit)
+    return episode
+
+
+def learnt_from(steps):
+    """The advantages, one of each row, in order of size."""
+    rows = [row for columns, _ in steps for row in unpack(columns)]
+    return sorted(float(np.abs(row.advantages).max() * np.sign(row.advantages.sum())) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("share", "left"),
+    [
+        (1.0, [-3.0, -0.5, 0.0, 1.0, 2.0]),
+        (0.5, [-3.0, 1.0, 2.0]),  # rounded up
+        (0.4, [-3.0, 2.0]),
+        (0.01, [-3.0]),  # never nothing
+    ],
+)
+def test_a_share_of_the_rows_is_learnt_from_those_of_the_largest_advantages(module, family, share, left):
+    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((0.0, 2.0, -0.5, -3.0, 1.0))]
+    plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=share)
+    assert learnt_from(run(module, episodes, credit="grpo", plan=plan)[1]) == left
+
+
+def test_rows_that_tie_with_the_last_one_stay(module, family):
+    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((1.0, -1.0, 1.0, -1.0, 0.5))]
+    plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.2)
+    assert learnt_from(run(module, episodes, credit="grpo", plan=plan)[1]) == [-1.0, -1.0, 1.0, 1.0]
+
+
+def test_the_share_is_taken_of_the_rows_of_all_learners(module, family):
+    own = [credited(family, [a], f"g{i}", i) for i, a in enumerate((0.1, 0.2, 5.0))]
+    plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.5)
+    others = [3.0, 4.0, 2.0]
+
+    def gather(item):
+        # Of the calls of one update the sizes of advantages are the one that is a list.
+        return [item, others] if isinstance(item, list) else [item]
+
+    _, steps = run(module, own, credit="grpo", plan=plan, gather=gather)
+    assert learnt_from(steps) == [5.0]  # 5, 4 and 3 are the larger half of six; two of them are elsewhere
+
+
 def test_every_epoch_reads_every_turn_once(module, family):
     episodes = [episode_of(trajectory(family, 3, group=f"g{i}"), index=i) for i in range(4)]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, num_epochs=3, minibatch_size=5, seed=1)

@@ -231,6 +231,16 @@ def test_only_words_are_labelled(mllama: Mllama) -> None:
     assert mllama.crops(given, seen, images=1, count=3, rng=np.random.default_rng(0)) == []
 
 
+def test_pictures_read_in_bfloat16_are_about_the_same(mllama: Mllama) -> None:
+    given = [prompt(mllama, "<image>which way?"), prompt(mllama, "go on")]
+    greedy = SamplingParams(temperature=0, max_new_tokens=3)
+    exact = mllama.generate(given, greedy)
+    rounded = mllama.generate(given, greedy, precision="bfloat16")
+    gaps = [abs(float(a[1][0] - b[1][0])) for a, b in zip(exact, rounded, strict=True)]
+    assert 0.0 < gaps[0] < 0.1
+    assert gaps[1] == pytest.approx(0.0, abs=1e-5)  # beside a picture, and without one of its own
+
+
 def test_a_saved_model_opens_in_plain_transformers(mllama: Mllama, tmp_path: Path) -> None:
     mllama.save_pretrained(tmp_path)
     plain = MllamaForConditionalGeneration.from_pretrained(tmp_path)

@@ -373,6 +373,35 @@ def test_half_precision_samples_and_learns_alike() -> None:
     assert float(max(errors)) < 0.15
 
 
+def test_many_pictures_are_read_as_a_few_are(family: Qwen25VL, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [make_prompt(family, 2, words=3, seed=n) for n in range(5)]
+    none = np.empty(0, dtype=np.int64)
+    rows = to_rows([[(p, none)] for p in prompts], family.pad_token_id)
+    with torch.no_grad():
+        together = family.embedded(rows)
+        monkeypatch.setattr("rllib_vlm.models.qwen2_5_vl.vision._AT_ONCE", 1)
+        torch.testing.assert_close(family.embedded(rows), together, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_prompts_read_in_bfloat16_are_about_the_same(
+    family: Qwen25VL, monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
+    """The state behind a prompt is off by rounding, and what is written after it by no more."""
+    if not fused:
+        monkeypatch.setattr("rllib_vlm.models.qwen2_5_vl.fused._LARGEST", 0)
+    prompts = [make_prompt(family, n, words=4 + 3 * n, seed=n) for n in range(3)]
+    one = SamplingParams(temperature=1.0, max_new_tokens=1)
+    exact = family.generate(prompts, one, [0, 1, 2])
+    rounded = family.generate(prompts, one, [0, 1, 2], precision="bfloat16")
+    gaps = [
+        abs(float(logprobs[0] - others[0]))
+        for (ids, logprobs), (other_ids, others) in zip(exact, rounded, strict=True)
+        if ids[0] == other_ids[0]
+    ]
+    assert len(gaps) >= 2 and 0.0 < max(gaps) < 0.1
+
+
 def test_fused_layers_sample_what_the_modules_do(family: Qwen25VL, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [make_prompt(family, n, words=4 + 3 * n, seed=n) for n in range(3)]
     greedy = SamplingParams(temperature=0.0, max_new_tokens=12)

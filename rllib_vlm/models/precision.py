@@ -1,4 +1,4 @@
-"""In what precision matrix products run where a model learns."""
+"""In what precision matrix products run where a model learns, and where it reads prompts."""
 
 from __future__ import annotations
 

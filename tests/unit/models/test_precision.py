@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rllib_vlm.core.precision import multiplies_bfloat16, products
+from rllib_vlm.models.precision import multiplies_bfloat16, products
 
 CPU = torch.device("cpu")
 
