@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.name == _PLOT:
+            if options.arguments:
+                raise RLlibVLMError(f"plot {' '.join(options.arguments)}: plot takes no arguments")
             for path in _results.publish():
                 print(path.relative_to(_results.ROOT))
             return 0

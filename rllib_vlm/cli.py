@@ -294,7 +294,7 @@ def validate(
         except RLlibVLMError as error:
             problems.append(str(error))
         else:
-            typer.echo(f"{file}: ok ({', '.join(experiments) or 'fragment'})")
+            typer.echo(_spelt_out(f"{file}: ok ({', '.join(experiments) or 'fragment'})"))
     if problems:
         raise ConfigErrors("validate", problems)
 

@@ -203,7 +203,12 @@ def _read_corpus(name: str) -> tuple[str, ...]:
         if ".." in path.split("/"):
             raise ModelError(f"{what}: '..' leads out of it")
         try:
-            text = resources.files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
+            file = resources.files(package).joinpath(*path.split("/"))
+            if not file.is_file():  # a pipe would keep us waiting
+                raise ModelError("it is no file")
+            text = file.read_text(encoding="utf-8")
+            if "\0" in text:
+                raise ModelError("it holds zero bytes")
         except (Exception, SystemExit) as error:  # whatever a package of the user's does while it is imported
             raise ModelError(f"{what}: {error}") from error
         if not text.strip():
@@ -214,8 +219,8 @@ def _read_corpus(name: str) -> tuple[str, ...]:
             f"no corpus {name!r} comes with the package; there is {', '.join(_corpora())}, "
             f"or a text file of a package: {_EXAMPLE!r}"
         )
-    file = resources.files("rllib_vlm.models").joinpath("corpus", f"{name}.txt")
-    return tuple(file.read_text(encoding="utf-8").splitlines())
+    own = resources.files("rllib_vlm.models").joinpath("corpus", f"{name}.txt")
+    return tuple(own.read_text(encoding="utf-8").splitlines())
 
 
 def _corpora() -> list[str]:

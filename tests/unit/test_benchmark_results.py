@@ -106,6 +106,8 @@ def test_arguments_are_numbers_by_name(capsys):
     assert "vision" in capsys.readouterr().err
     assert main(["expert", "planner"]) == 2
     assert "expert takes no arguments" in capsys.readouterr().err
+    assert main(["plot", "rollout"]) == 2
+    assert "plot takes no arguments" in capsys.readouterr().err
     assert main(["seeing", "a", "b"]) == 2
     assert "seeing takes checkpoint" in capsys.readouterr().err
 

@@ -76,6 +76,11 @@ def test_validate_accepts_a_right_file(tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text(FILE)
     assert run("validate", file) == 0
     assert f"{file}: ok (x)" in capsys.readouterr().out
+    strange = tmp_path / "\x1b]0;mine\x07.yaml"
+    strange.write_text(FILE)
+    assert run("validate", strange) == 0
+    out = capsys.readouterr().out
+    assert "\\x1b]0;mine\\x07.yaml: ok (x)" in out and not set("\x1b\x07") & set(out)
 
 
 def test_validate_reports_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,15 @@ def test_a_corpus_is_text_inside_its_package(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
     (tmp_path / "corridors" / "words.bin").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "corridors" / "blank.txt").write_text("\n\n")
+    (tmp_path / "corridors" / "zeros.txt").write_bytes(b"left\0right")
+    os.mkfifo(tmp_path / "corridors" / "pipe.txt")
     (tmp_path / "outside.txt").write_text("a word")
     monkeypatch.syspath_prepend(tmp_path)
     for name, said in (
         ("corridors:words.bin", "can't decode"),
         ("corridors:blank.txt", "the file is empty"),
+        ("corridors:zeros.txt", "holds zero bytes"),
+        ("corridors:pipe.txt", "it is no file"),
         ("corridors:../outside.txt", "leads out of it"),
         ("corridors.broken:words.txt", "division by zero"),
         ("leaves:words.txt", "no text file"),
