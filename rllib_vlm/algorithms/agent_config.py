@@ -153,7 +153,8 @@ class AgentConfig(AlgorithmConfig):
                 on with the one before (history "full", laid out as chat), else 0.
             prompt_precision: of the matrix products by which the backend "hf" reads pictures and prompts: "float32";
                 "bfloat16", which puts log-probs off by about a percent; or "auto", which is that where the device
-                multiplies it in hardware. Engines have the `dtype` of their weights.
+                multiplies it in hardware. Of mllama only pictures are read so; weights of half precision read in
+                their own, as engines do.
 
         Returns:
             This updated AlgorithmConfig object.

@@ -109,15 +109,22 @@ def _strongest(rows: list[list[Row]], share: float, gather: AllGather) -> list[l
 
     After PODS (Xu et al., arXiv 2504.13818), which learns from the rollouts of the most different rewards alone.
     """
-    own = [[float(np.abs(row.advantages[row.loss_mask]).max(initial=0.0)) for row in r] for r in rows]
+    own = [[_largest(row) for row in r] for r in rows]
     found = np.sort([size for part in gather([size for sizes in own for size in sizes]) for size in part])
     if not len(found):
         return rows
-    least = found[-math.ceil(share * len(found))]
+    least = found[
+        -max(1, math.ceil(share * len(found) - 1e-9))
+    ]  # 0.07 of 100 are 7, whatever floats make of it
     return [
         [row for row, size in zip(r, sizes, strict=True) if size >= least]
         for r, sizes in zip(rows, own, strict=True)
     ]
+
+
+def _largest(row: Row) -> float:
+    """Of its advantages; one that is no number comes first, so that the loss meets it and leaves the step out."""
+    return float(np.nan_to_num(np.abs(row.advantages[row.loss_mask]), nan=np.inf).max(initial=0.0))
 
 
 def _steps(

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import nn
 
 # Of processors, by the names of torch.cpu.get_capabilities: x86's two ways and ARM's.
 _PRODUCTS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
@@ -22,6 +23,11 @@ def products(device: torch.device, precision: str) -> torch.autocast:
     """
     fast = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device.type))
     return torch.autocast(device.type, torch.bfloat16, enabled=fast, cache_enabled=False)
+
+
+def reading(precision: Precision, model: nn.Module) -> Precision:
+    """The precision in which a model's prompts are read: half-precision weights multiply in their own anyway."""
+    return precision if next(model.parameters()).dtype == torch.float32 else "float32"
 
 
 @cache

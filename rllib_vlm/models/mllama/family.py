@@ -24,7 +24,7 @@ from rllib_vlm.models.mllama.decoder import Views, run_layers
 from rllib_vlm.models.mllama.segments import Segments
 from rllib_vlm.models.mllama.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.mllama.vision import image_states
-from rllib_vlm.models.precision import Precision, products
+from rllib_vlm.models.precision import Precision, products, reading
 from rllib_vlm.models.sessions import Session, SessionCache
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.text import TextSide
@@ -165,6 +165,7 @@ class Mllama(TextSide):
         Raises:
             ModelError: the image tokens of a prompt are not those of its images.
         """
+        precision = reading(precision, self.model)
         own = seeds_of(sampling, seeds, len(prompts))
         stops = StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
         results: dict[int, Sampled] = {}

@@ -16,7 +16,7 @@ from rllib_vlm.models.adapters import without_lora
 from rllib_vlm.models.base import Depths, TokenRows
 from rllib_vlm.models.checkpoint import save_config
 from rllib_vlm.models.decoding import batches_by_length, seeds_of
-from rllib_vlm.models.precision import Precision, products
+from rllib_vlm.models.precision import Precision, products, reading
 from rllib_vlm.models.qwen2_5_vl.chat import chatml
 from rllib_vlm.models.qwen2_5_vl.config import Loaded, ModelConfig, load
 from rllib_vlm.models.qwen2_5_vl.decoder import angles, run_layers, segment_mask
@@ -245,6 +245,7 @@ class Qwen25VL(TextSide):
             sessions: the conversation of each prompt; None for one that is nobody's.
             precision: of the matrix products that read pictures and prompts (`models.precision`).
         """
+        precision = reading(precision, self.model)
         own = seeds_of(sampling, seeds, len(prompts))
         turns = Turns(
             SessionCache() if cache is None else cache,

@@ -208,6 +208,14 @@ def test_a_share_of_the_rows_is_learnt_from_those_of_the_largest_advantages(modu
     assert learnt_from(run(module, episodes, credit="grpo", plan=plan)[1]) == left
 
 
+def test_an_advantage_that_is_no_number_is_learnt_from_first(module, family):
+    """The step it is part of is then left out and counted."""
+    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((1.0, float("nan"), 3.0, 2.0))]
+    plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.5)
+    kept = learnt_from(run(module, episodes, credit="grpo", plan=plan)[1])
+    assert len(kept) == 2 and 3.0 in kept and any(np.isnan(kept))
+
+
 def test_rows_that_tie_with_the_last_one_stay(module, family):
     episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((1.0, -1.0, 1.0, -1.0, 0.5))]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.2)

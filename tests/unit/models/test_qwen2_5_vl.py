@@ -373,6 +373,18 @@ def test_half_precision_samples_and_learns_alike() -> None:
     assert float(max(errors)) < 0.15
 
 
+def test_half_precision_weights_read_prompts_in_their_own() -> None:
+    family = make_hot(Qwen25VL.build({"size": "tiny", "dtype": "bfloat16", "hidden_size": 64}))
+    prompts = [make_prompt(family, n, words=4, seed=n, system="find the way " * 9) for n in range(3)]
+    sampling = SamplingParams(max_new_tokens=3, seed=0)
+    plain = family.generate(prompts, sampling)
+    for (ids, logprobs), (own_ids, own_logprobs) in zip(
+        plain, family.generate(prompts, sampling, precision="bfloat16"), strict=True
+    ):
+        np.testing.assert_array_equal(ids, own_ids)
+        np.testing.assert_array_equal(logprobs, own_logprobs)
+
+
 def test_many_pictures_are_read_as_a_few_are(family: Qwen25VL, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [make_prompt(family, 2, words=3, seed=n) for n in range(5)]
     none = np.empty(0, dtype=np.int64)
