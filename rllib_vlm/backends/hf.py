@@ -42,9 +42,7 @@ class HFSettings:
         size = self.max_batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ModelError(f"max_batch_size is {size!r}; give 1 or more")
-        kept = self.session_cache_mib
-        if isinstance(kept, bool) or not isinstance(kept, int | float) or not kept >= 0:
-            raise ModelError(f"session_cache_mib is {kept!r}; give the MiB to keep, or 0 to keep nothing")
+        SessionCache(self.session_cache_mib)  # refuses what is no budget
         known = get_args(Precision)
         if self.prompt_precision not in known:
             near = did_you_mean(str(self.prompt_precision), known)

@@ -98,7 +98,7 @@ class SessionCache:
         budget_mib: MiB of keys and values, on the model's device, that are kept between turns; 0 keeps none.
 
     Raises:
-        ModelError: the budget is below 0.
+        ModelError: the budget is no number from 0 up.
     """
 
     budget_mib: float = 0
@@ -111,10 +111,9 @@ class SessionCache:
     _weights: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.budget_mib >= 0:
-            raise ModelError(
-                f"session_cache_mib is {self.budget_mib}; give the MiB to keep, or 0 to keep nothing"
-            )
+        budget = self.budget_mib
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+            raise ModelError(f"session_cache_mib is {budget!r}; give the MiB to keep, or 0 to keep nothing")
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -22,9 +22,7 @@ from rllib_vlm.models.qwen2_5_vl.decoder import dot_product_attention, rms_norm,
 from rllib_vlm.models.qwen2_5_vl.images import ImageFormat, patchify, repeat_frames
 
 _LARGE = 1024  # patches a picture; beyond it a dense window mask costs more than it saves
-_AT_ONCE = (
-    2048  # patches on a CPU; what a layer makes of more has left its cache before the next one reads it
-)
+_AT_ONCE = 2048  # patches, on a CPU; what a layer makes of more leaves its cache before the next reads it
 
 
 def image_features(

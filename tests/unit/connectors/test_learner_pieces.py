@@ -18,6 +18,7 @@ from rllib_vlm.core.columns import VLMColumns
 from rllib_vlm.core.loss_terms import LossSettings
 from rllib_vlm.core.rl_module import VLMRLModule
 from rllib_vlm.core.update_plan import UpdatePlan
+from rllib_vlm.credit.group import spread_over_tokens
 from rllib_vlm.types import TokenCredit
 
 LOSSES = LossSettings(coefficients={"policy": 1.0})
@@ -152,17 +153,7 @@ def test_driver_credit_is_used_as_it_came(module, family):
 
 
 def test_rows_that_teach_nothing_are_left_out_only_if_asked(module, family):
-    episodes = []
-    for i, advantage in enumerate((0.0, 1.0)):
-        episode = episode_of(trajectory(family, 1, group=f"g{i}"))
-        n = len(to_trajectory(episode).turns[0].completion.token_ids)
-        zero = TokenCredit(
-            advantages=np.full(n, advantage, np.float32),
-            returns=np.zeros(n, np.float32),
-            value_mask=np.zeros(n, bool),
-        )
-        attach_credit(episode, [zero])
-        episodes.append(episode)
+    episodes = [credited(family, a, i) for i, a in enumerate((0.0, 1.0))]
     counts = {}
     for drop in (False, True):
         plan = UpdatePlan(losses=LOSSES, lr=0.1, drop_uninformative=drop)
@@ -170,27 +161,16 @@ def test_rows_that_teach_nothing_are_left_out_only_if_asked(module, family):
     assert counts == {False: 2, True: 1}
 
 
-def credited(family, advantages, group="g0", index=0):
-    """An episode of one row, whose tokens have these advantages by turns: one row a turn."""
-    episode = episode_of(trajectory(family, len(advantages), group=group), index=index)
-    credit = []
-    for turn, advantage in zip(to_trajectory(episode).turns, advantages, strict=True):
-        n = len(turn.completion.token_ids)
-        credit.append(
-            TokenCredit(
-                advantages=np.full(n, advantage, np.float32),
-                returns=np.zeros(n, np.float32),
-                value_mask=np.zeros(n, bool),
-            )
-        )
-    attach_credit(episode, credit)
+def credited(family, advantage, index):
+    """An episode of one turn, each of whose tokens has this advantage."""
+    episode = episode_of(trajectory(family, 1, group=f"g{index}"), index=index)
+    attach_credit(episode, spread_over_tokens(to_trajectory(episode), np.array([advantage])))
     return episode
 
 
 def learnt_from(steps):
-    """The advantages, one of each row, in order of size."""
-    rows = [row for columns, _ in steps for row in unpack(columns)]
-    return sorted(float(np.abs(row.advantages).max() * np.sign(row.advantages.sum())) for row in rows)
+    """The advantage of each row, in order."""
+    return sorted(float(r.advantages[r.sampled][0]) for columns, _ in steps for r in unpack(columns))
 
 
 @pytest.mark.parametrize(
@@ -203,27 +183,27 @@ def learnt_from(steps):
     ],
 )
 def test_a_share_of_the_rows_is_learnt_from_those_of_the_largest_advantages(module, family, share, left):
-    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((0.0, 2.0, -0.5, -3.0, 1.0))]
+    episodes = [credited(family, a, i) for i, a in enumerate((0.0, 2.0, -0.5, -3.0, 1.0))]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=share)
     assert learnt_from(run(module, episodes, credit="grpo", plan=plan)[1]) == left
 
 
 def test_an_advantage_that_is_no_number_is_learnt_from_first(module, family):
     """The step it is part of is then left out and counted."""
-    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((1.0, float("nan"), 3.0, 2.0))]
+    episodes = [credited(family, a, i) for i, a in enumerate((1.0, float("nan"), 3.0, 2.0))]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.5)
     kept = learnt_from(run(module, episodes, credit="grpo", plan=plan)[1])
     assert len(kept) == 2 and 3.0 in kept and any(np.isnan(kept))
 
 
 def test_rows_that_tie_with_the_last_one_stay(module, family):
-    episodes = [credited(family, [a], f"g{i}", i) for i, a in enumerate((1.0, -1.0, 1.0, -1.0, 0.5))]
+    episodes = [credited(family, a, i) for i, a in enumerate((1.0, -1.0, 1.0, -1.0, 0.5))]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.2)
     assert learnt_from(run(module, episodes, credit="grpo", plan=plan)[1]) == [-1.0, -1.0, 1.0, 1.0]
 
 
 def test_the_share_is_taken_of_the_rows_of_all_learners(module, family):
-    own = [credited(family, [a], f"g{i}", i) for i, a in enumerate((0.1, 0.2, 5.0))]
+    own = [credited(family, a, i) for i, a in enumerate((0.1, 0.2, 5.0))]
     plan = UpdatePlan(losses=LOSSES, lr=0.1, downsample=0.5)
     others = [3.0, 4.0, 2.0]
 
