@@ -7,16 +7,20 @@ import time
 from multiprocessing.connection import Connection
 
 import psutil
-import ray
 import torch
 
+from benchmarks._cluster import local_ray
 from benchmarks._trl_game import THREADS, Case, peak_mib
 
 
 def play(pipe: Connection, case: Case, folder: str, steps: int) -> None:
     """Builds the algorithm, says so, then takes `steps` steps, each when told, and tells of each."""
     torch.set_num_threads(THREADS)
-    ray.init("local", num_cpus=THREADS, include_dashboard=False, log_to_driver=False)
+    with local_ray(THREADS):
+        _play(pipe, case, folder, steps)
+
+
+def _play(pipe: Connection, case: Case, folder: str, steps: int) -> None:
     config = case.config().rl_module(model_config={"checkpoint": folder})
     config.env_runners(
         num_env_runners=0, num_envs_per_env_runner=config.groups_per_update * config.group_size
@@ -43,7 +47,6 @@ def play(pipe: Connection, case: Case, folder: str, steps: int) -> None:
             }
         )
     algorithm.stop()
-    ray.shutdown()
 
 
 def _of_children() -> float:

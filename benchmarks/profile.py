@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks._arguments import numbers
+from benchmarks._cluster import local_ray
 from rllib_vlm.callbacks.metrics import look_up
 from rllib_vlm.diagnosis.records import RESULT_FILE, find_trials, json_lines
 from rllib_vlm.errors import RLlibVLMError
@@ -89,14 +90,11 @@ def phases(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _short_run(updates: int) -> list[dict[str, Any]]:
-    import ray
-
     from rllib_vlm.config.loader import load
     from rllib_vlm.config.resources import examples
     from rllib_vlm.config.runner import register
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
+    with local_ray():
         experiment = load(examples()["spoc"], overrides=_SETTINGS)[0]
         register(experiment)
         algorithm = experiment.config.build_algo()
@@ -104,5 +102,3 @@ def _short_run(updates: int) -> list[dict[str, Any]]:
             return [algorithm.train() for _ in range(updates)]
         finally:
             algorithm.stop()
-    finally:
-        ray.shutdown()

@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from benchmarks._arguments import numbers
 from benchmarks._bare_loop import play
+from benchmarks._cluster import local_ray
 from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 from rllib_vlm.sims.frozen_lake import FrozenLake
@@ -41,22 +42,8 @@ def lake_config(slots: int) -> VLMPPOConfig:
 def run(*arguments: str) -> dict[str, Any]:
     """The headline figure is the env runners' turns a second over those of one conversation at a time."""
     rounds = numbers("rollout", arguments, {"rounds": _ROUNDS})["rounds"]
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=_PROCESSES, include_dashboard=False, log_to_driver=False)
-    players = [ray.remote(num_cpus=1)(_Player).remote(i) for i in range(_PROCESSES)]
-    wall: dict[str, list[float]] = {way: [] for way in _WAYS}
-    for attempt in range(rounds + 1):
-        for way in _WAYS:  # side by side, so that all meet the same machine
-            start = time.perf_counter()
-            turns = sum(ray.get([p.play.remote(way) for p in (players[:1] if way == _SINGLE else players)]))
-            if attempt:  # the first is a warm-up
-                wall[way].append(turns / (time.perf_counter() - start))
-    root = MetricsLogger(root=True)
-    root.aggregate(ray.get([p.metrics.remote() for p in players]))
-    metrics = root.compile()
-    if started:
-        ray.shutdown()
+    with local_ray(_PROCESSES):
+        wall, metrics = _measure(rounds)
     speed = {way: median(values) for way, values in wall.items()}
     return {
         "name": "rollout",
@@ -75,6 +62,21 @@ def run(*arguments: str) -> dict[str, Any]:
             "rounds": rounds,
         },
     }
+
+
+def _measure(rounds: int) -> tuple[dict[str, list[float]], Any]:
+    """Turns a second by each way, round by round; metrics of the env runners."""
+    players = [ray.remote(num_cpus=1)(_Player).remote(i) for i in range(_PROCESSES)]
+    wall: dict[str, list[float]] = {way: [] for way in _WAYS}
+    for attempt in range(rounds + 1):
+        for way in _WAYS:  # side by side, so that all meet the same machine
+            start = time.perf_counter()
+            turns = sum(ray.get([p.play.remote(way) for p in (players[:1] if way == _SINGLE else players)]))
+            if attempt:  # the first is a warm-up
+                wall[way].append(turns / (time.perf_counter() - start))
+    root = MetricsLogger(root=True)
+    root.aggregate(ray.get([p.metrics.remote() for p in players]))
+    return wall, root.compile()
 
 
 class _Player:

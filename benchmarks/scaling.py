@@ -11,6 +11,7 @@ import ray
 import torch
 
 from benchmarks._arguments import numbers
+from benchmarks._cluster import local_ray
 from benchmarks.rollout import lake_config
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 
@@ -24,7 +25,8 @@ def run(*arguments: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     repeats = numbers("scaling", arguments, {"rounds": _ROUNDS})["rounds"]
     cost = _cost_per_turn(repeats)
-    one, two = _processes(repeats)
+    with local_ray():
+        one, two = _processes(repeats)
     flat = cost[_SIMULATORS[-1]] / cost[_SIMULATORS[-2]]
     return {
         "name": "scaling",
@@ -59,9 +61,6 @@ def _cost_per_turn(rounds: int) -> dict[int, float]:
 
 def _processes(rounds: int) -> tuple[float, float]:
     """Turns a second of one env runner process, and of two at once."""
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     make = ray.remote(num_cpus=1)(VLMEnvRunner)
     config = lake_config(_SLOTS)
     runners = [make.remote(config=config, worker_index=i + 1, num_workers=2) for i in range(2)]
@@ -77,8 +76,6 @@ def _processes(rounds: int) -> tuple[float, float]:
         for count in speeds:  # side by side, so that both meet the same machine
             speeds[count].append(turns_per_s(count))
     ray.get([r.stop.remote() for r in runners])
-    if started:
-        ray.shutdown()
     return median(speeds[1]), median(speeds[2])
 
 

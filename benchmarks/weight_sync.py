@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from statistics import median
 from typing import Any
 
 import numpy as np
-import ray
 
 from benchmarks._arguments import numbers
+from benchmarks._cluster import local_ray
 from rllib_vlm.algorithms.grpo import VLMGRPOConfig
 
 _DEFAULTS = {"hidden": 512, "layers": 8, "rounds": 41, "iterations": 3}
@@ -29,9 +30,25 @@ _DEFAULTS = {"hidden": 512, "layers": 8, "rounds": 41, "iterations": 3}
 def run(*arguments: str) -> dict[str, Any]:
     """Headline: the time of a synchronisation over that of one copy through shared memory."""
     size = numbers("weight_sync", arguments, _DEFAULTS)
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with local_ray():
+        syncs, copies, shares, sizes = _measure(size)
+    return {
+        "name": "weight_sync",
+        "value": round(median(syncs) / median(copies), 3),
+        "unit": "times one copy of the same bytes through shared memory",
+        "details": {
+            "share of an iteration": round(median(shares), 4),
+            "synchronisation, ms": round(1e3 * median(syncs), 1),
+            "copy through shared memory, ms": round(1e3 * median(copies), 1),
+            "megabytes": round(sum(sizes) / 1e6, 1),
+            "arrays": len(sizes),
+            **size,
+        },
+    }
+
+
+def _measure(size: Mapping[str, int]) -> tuple[list[float], list[float], list[float], list[int]]:
+    """Seconds of each synchronisation and of each copy, shares of iterations, bytes of each array."""
     algorithm = _config(size["hidden"], size["layers"]).build_algo()
     try:
         group = algorithm.env_runner_group
@@ -53,21 +70,7 @@ def run(*arguments: str) -> dict[str, Any]:
         shares = [_share(algorithm.train()) for _ in range(size["iterations"] + 1)][1:]
     finally:
         algorithm.stop()
-        if started:
-            ray.shutdown()
-    return {
-        "name": "weight_sync",
-        "value": round(median(syncs) / median(copies), 3),
-        "unit": "times one copy of the same bytes through shared memory",
-        "details": {
-            "share of an iteration": round(median(shares), 4),
-            "synchronisation, ms": round(1e3 * median(syncs), 1),
-            "copy through shared memory, ms": round(1e3 * median(copies), 1),
-            "megabytes": round(sum(sizes) / 1e6, 1),
-            "arrays": len(sizes),
-            **size,
-        },
-    }
+    return syncs, copies, shares, sizes
 
 
 def _config(hidden: int, layers: int) -> VLMGRPOConfig:
