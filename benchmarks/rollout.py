@@ -22,7 +22,8 @@ from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
 from rllib_vlm.sims.frozen_lake import FrozenLake
 
-IN_FLIGHT, TURNS, _PROCESSES, _ALONE, _ROUNDS = 64, 8, 2, 2, 5
+IN_FLIGHT, TURNS, _PROCESSES, _ROUNDS = 64, 8, 2, 9
+_ALONE = 6  # episodes one after the other: about as long as those that go on at once, a second
 _STEPS = 50  # of the lake: episodes go to the limit of turns, or into a hole, or to the goal
 _RUNNERS, _SINGLE, _BARE = _WAYS = ("env runners", "one at a time", "bare loop")
 

@@ -62,6 +62,8 @@ class PlainEngine:
         if allowed(norm) and math.isfinite(norm):
             for optimizer in self.optimizers.values():
                 optimizer.step()
+            # Fused steps do not count themselves, and by these counts a sampler beside the learner knows new weights.
+            torch.autograd.graph.increment_version(parameters)
         return norm
 
     def _exchange_gradients(self) -> None:
@@ -92,6 +94,11 @@ class PlainEngine:
             if name in states:
                 saved = dict(states[name])
                 saved["state"] = {i: _own(state) for i, state in saved["state"].items()}
+                # How a step is computed is this device's matter, not the checkpoint's.
+                own = {
+                    key: optimizer.defaults[key] for key in ("fused", "foreach") if key in optimizer.defaults
+                }
+                saved["param_groups"] = [{**group, **own} for group in saved["param_groups"]]
                 optimizer.load_state_dict(saved)
 
     def collect(self) -> None:

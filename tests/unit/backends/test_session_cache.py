@@ -11,6 +11,8 @@ import torch
 
 from rllib_vlm.backends.base import GenerationRequest
 from rllib_vlm.backends.hf import HFBackend
+from rllib_vlm.core.engines.base import EngineSettings
+from rllib_vlm.core.engines.plain import PlainEngine
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.types import Completion, Message, SamplingParams
 
@@ -145,7 +147,7 @@ def test_new_weights_answer_from_nothing_old() -> None:
     cached = HFBackend(build(), session_cache_mib=64)
     chat: Chat = [SYSTEM, Message(role="user", text="go")]
     rng = np.random.default_rng(6)
-    for change in ("load", "in place"):
+    for change in ("load", "in place", "a learner's step"):
         [answer] = ask(cached, [chat])
         chat += [said(answer), user(rng, 0)]
         parameters = list(cached.family.model.parameters())
@@ -153,10 +155,16 @@ def test_new_weights_answer_from_nothing_old() -> None:
             weights = {n: 0.9 * w for n, w in cached.family.model.state_dict().items()}
             cached.load_weights(weights, version=1)
             assert len(cached.cache) == 0
-        else:  # as an optimizer that shares the weights would, with no word to the backend
+        else:  # as what shares the weights would, with no word to the backend
             for parameter in parameters:
                 parameter.grad = parameter.detach().sign()
-            torch.optim.SGD(parameters, lr=1e-3).step()
+            if change == "in place":
+                torch.optim.SGD(parameters, lr=1e-3).step()
+            else:
+                settings, device = EngineSettings(lr=1e-3), torch.device("cpu")
+                PlainEngine(cached.family.model, settings, device=device, rank=0, world=1).step(
+                    lambda _: True
+                )
         before = cached.counts()["num_prefill_tokens_reused"]
         same(ask(cached, [chat]), ask(HFBackend(cached.family), [chat]))
         assert cached.counts()["num_prefill_tokens_reused"] == before

@@ -112,6 +112,25 @@ def test_adamw_over_halves_is_torchs_own_whatever_a_step_touches():
             torch.testing.assert_close(anew.whole(moment)[name], value)
 
 
+def test_a_state_does_not_say_how_steps_are_computed():
+    """It may be of a GPU, or of another version."""
+    steps = []
+    for way in (None, {"fused": None, "foreach": True}):
+        module = network()
+        engine = PlainEngine(module, EngineSettings(lr=0.1), device=torch.device("cpu"), rank=0, world=1)
+        for _ in range(2):
+            for parameter in module.parameters():
+                parameter.grad = parameter.detach().sign()
+            engine.step(lambda _: True)
+            if way is not None:
+                states = engine.optimizer_states()
+                states["adamw"]["param_groups"] = [g | way for g in states["adamw"]["param_groups"]]
+                engine.load_optimizer_states(states)
+        assert all(g["fused"] and g["foreach"] is None for g in engine.optimizers["adamw"].param_groups)
+        steps.append([p.detach().clone() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+
+
 def test_state_of_another_model_is_refused():
     module = network()
     other = torch.nn.Linear(5, 3)
