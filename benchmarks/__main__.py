@@ -60,13 +60,13 @@ def show(result: dict[str, Any], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
-    parser.add_argument("name", help=", ".join([*names(), _PLOT]))
-    parser.add_argument(
-        "arguments", nargs="*", default=[], help="of the benchmark itself: `seeing` takes a checkpoint"
-    )
+    parser.add_argument("name", nargs="?", help=", ".join([*names(), _PLOT]))
+    parser.add_argument("arguments", nargs="*", help="of the benchmark itself: `seeing` takes a checkpoint")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results/")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.name is None:
+        parser.error(f"which one? {', '.join([*names(), _PLOT])}")
     try:
         if options.name == _PLOT:
             if options.arguments:

@@ -321,17 +321,6 @@ def _combinations(c: VLMAlgorithmConfig) -> Iterator[str]:
             f"session_cache_mib is {c.session_cache_mib}, but the backend {c.backend!r} has no such cache: "
             "leave it out, or take backend 'hf'"
         )
-    # "auto" is whatever suits, so that a file that says it can change its backend.
-    if c.prompt_precision == "bfloat16" and c.backend != "hf":
-        precision = (
-            "engines have generation.engine.dtype"
-            if c.backend == "vllm"
-            else "leave it out, or take backend 'hf'"
-        )
-        yield (
-            f"prompt_precision is {c.prompt_precision!r}, but the backend {c.backend!r} reads prompts in the precision "
-            f"of its weights: {precision}"
-        )
     if c.backend == "vllm" and c.temperature > 2:
         yield f"temperature is {c.temperature}; engines of 'vllm' sample at 2 at most"
     if c.backend == "vllm" and c.placement == "hybrid":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from ray.tune import Callback, Stopper
@@ -78,11 +79,9 @@ class MetricStopper(Stopper):
         self._told = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if self.reached(result):
+            return True
         flat = {**flatten_dict(result), **result}
-        for name, threshold in self.thresholds.items():
-            value = flat.get(name)
-            if isinstance(value, bool | int | float) and value >= threshold:
-                return True
         missing = [n for n in self.thresholds if n not in flat]
         if missing and not self._told:
             self._told = True
@@ -91,6 +90,16 @@ class MetricStopper(Stopper):
                     f"stop: {name!r} is not in the first result; waiting for it.{did_you_mean(name, map(str, flat))}"
                 )
         return False
+
+    def reached(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """The thresholds that a result reaches, by metric."""
+        flat = {**flatten_dict(dict(result)), **result}
+        values = {name: flat.get(name) for name in self.thresholds}
+        return {
+            name: self.thresholds[name]
+            for name, value in values.items()
+            if isinstance(value, bool | int | float) and value >= self.thresholds[name]
+        }
 
     def stop_all(self) -> bool:
         return False

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def make_ready(folder: Path, *, changes: Changes, manifests: bool) -> list[str]:
         stopper = now if before is None else stopper
         state["runner_data"]["_stopper"] = json.loads(json.dumps(stopper, cls=TuneFunctionEncoder))
     told: list[str] = []
+    ended: list[str] = []
     trials = []
     going_on = 0
     for entry in state["trial_data"]:
@@ -122,7 +123,9 @@ def make_ready(folder: Path, *, changes: Changes, manifests: bool) -> list[str]:
         _move(trial, folder)
         if trial.status == Trial.TERMINATED and _is_longer(trial, before, now, changes.config):
             trial.set_status(Trial.PENDING)
-        if trial.status != Trial.TERMINATED:
+        if trial.status == Trial.TERMINATED:
+            ended += _ends(trial, now, changes.config)
+        else:
             going_on += 1
             # What Tune makes the trial's settings of anew, where some of them are no JSON, is a copy of its own.
             for config in (trial.config, vars(trial)["_Trial__unresolved_config"]):
@@ -135,7 +138,8 @@ def make_ready(folder: Path, *, changes: Changes, manifests: bool) -> list[str]:
         trials.append(trial.get_json_state())
     if not going_on:
         raise RLlibVLMError(
-            f"{folder}: every trial of this run is finished; to make it longer: {_WHAT_CHANGES}"
+            f"{folder}: every trial of this run is finished ({', '.join(dict.fromkeys(ended))}); to make it longer: "
+            f"{_WHAT_CHANGES}"
         )
     write_text(file, json.dumps({**state, "trial_data": trials}))
     return told
@@ -177,6 +181,16 @@ def _is_longer(
     return not finished or any(
         value is None or value > (trial.config.get(key) or 0) for key, value in config.items()
     )
+
+
+def _ends(trial: Trial, now: MetricStopper, config: Mapping[str, Any]) -> Iterator[str]:
+    """The limits at which a trial stands, as they are now."""
+    result = trial.last_result or {}
+    reached = [f"stop {name}={limit:g}" for name, limit in now.reached(result).items()]
+    if result.get("phase") == "finished":
+        planned = {key: {**trial.config, **config}.get(key) for key in _LENGTHS.values()}
+        reached += [f"training.{key}={value:g}" for key, value in planned.items() if value is not None]
+    yield from reached or ["a scheduler ended it"]
 
 
 def _move(trial: Trial, folder: Path) -> None:

@@ -340,7 +340,7 @@ class VLMTorchLearner(TorchLearner):
     @override(TorchLearner)
     def _get_optimizer_state(self) -> Any:
         return {
-            f"{DEFAULT_MODULE_ID}_{name}": {"module_id": DEFAULT_MODULE_ID, "state": convert_to_numpy(state)}
+            f"{DEFAULT_MODULE_ID}_{name}": {"module_id": DEFAULT_MODULE_ID, "state": _as_arrays(state)}
             for name, state in self._engine.optimizer_states().items()
         }
 
@@ -401,6 +401,20 @@ class _Step(SampleBatch):
     def __init__(self, columns: Batch) -> None:
         super().__init__({"token_ids": columns["token_ids"]})
         self.columns = columns
+
+
+def _as_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with NumPy arrays; moments of half precision, which NumPy may lack, are float32 in it.
+
+    Back in the optimizer they have the precision of their parameters again, and lose nothing.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    moments = {
+        i: {key: v.float() if getattr(v, "dtype", None) in halves else v for key, v in of.items()}
+        for i, of in state["state"].items()
+    }
+    arrays: dict[str, Any] = convert_to_numpy({**state, "state": moments})
+    return arrays
 
 
 def _with_last(items: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

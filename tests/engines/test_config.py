@@ -27,7 +27,6 @@ def test_the_run_tells_its_engines_what_it_knows():
         (lambda c: c.generation(engine=["count"]), "a mapping of options"),
         (lambda c: c.generation(temperature=2.5), "temperature"),
         (lambda c: c.generation(session_cache_mib=64), "session_cache_mib"),
-        (lambda c: c.generation(prompt_precision="bfloat16"), "generation.engine.dtype"),
     ],
 )
 def test_mistakes_are_told(change, said):

@@ -113,7 +113,9 @@ def test_a_failed_run_says_why_is_resumed_and_evaluated(tmp_path: Path):
     lines = (results.parent / "result.json").read_text().splitlines()
     assert [json.loads(line)["training_iteration"] for line in lines] == [1, 2, 3]
 
-    with pytest.raises(RLlibVLMError, match="every trial of this run is finished.*--stop"):
+    with pytest.raises(
+        RLlibVLMError, match=r"every trial of this run is finished \(stop training_iteration=3\).*--stop"
+    ):
         runner.run(again, resume=tmp_path / "run")
     with pytest.raises(RLlibVLMError, match="not both"):
         runner.run(again, resume=tmp_path / "run", overwrite=True)

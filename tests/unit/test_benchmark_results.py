@@ -110,6 +110,13 @@ def test_arguments_are_numbers_by_name(capsys):
     assert "plot takes no arguments" in capsys.readouterr().err
     assert main(["seeing", "a", "b"]) == 2
     assert "seeing takes checkpoint" in capsys.readouterr().err
+    assert main(["packing", "--json", "rounds=x"]) == 2, (
+        "options may stand before a benchmark's own arguments"
+    )
+    assert "rounds=x" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert all(name in capsys.readouterr().err for name in names())
 
 
 # The profile.

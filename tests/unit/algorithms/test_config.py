@@ -62,10 +62,6 @@ def test_everything_that_is_wrong_is_said_at_once():
         (lambda c: c.generation(backend_options={"max_batch_size": "8"}), "max_batch_size is '8'"),
         (lambda c: c.generation(backend_options={"session_cache_mib": "8"}), "session_cache_mib is '8'"),
         (lambda c: c.generation(prompt_precision="bf16"), "'bfloat16'"),
-        (
-            lambda c: c.generation(backend="scripted", prompt_precision="bfloat16"),
-            "reads prompts in the precision of its weights",
-        ),
         (lambda c: c.training(downsample=0.5), "value_loss_coeff: 0"),
         (lambda c: c.training(downsample=0.0), "above 0 and at most 1"),
         (lambda c: c.generation(engine={"count": 2}), "has no engines"),

@@ -41,6 +41,29 @@ def test_adamw_holds_everything_and_decays_matrices_alone() -> None:
         assert group["value"] == name.startswith("value_head.")
 
 
+@pytest.mark.parametrize("laid_out", ["as usual", "channels last"])
+def test_a_step_of_adamw_is_the_same_however_parameters_lie(laid_out: str) -> None:
+    """Torch's fused step reads memory as it lies."""
+    named = parameters()
+    images = torch.randn(4, 3, 2, 2)
+    moved = images.to(memory_format=torch.channels_last) if laid_out == "channels last" else images.clone()
+    named["conv.weight"] = torch.nn.Parameter(moved)
+    expected = {name: torch.nn.Parameter(p.detach().clone().contiguous()) for name, p in named.items()}
+    gradients = {name: torch.randn(p.shape) for name, p in named.items()}
+    (own,) = build_optimizers(named.items(), "adamw", **ADAMW).values()
+    decayed = [p for p in expected.values() if p.ndim >= 2]
+    rest = [p for p in expected.values() if p.ndim < 2]
+    groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    other = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3, betas=(0.9, 0.99), foreach=False)
+    for _ in range(3):
+        for name, gradient in gradients.items():
+            named[name].grad, expected[name].grad = gradient.clone(), gradient.clone()
+        own.step()
+        other.step()
+    for name, p in named.items():
+        torch.testing.assert_close(p, expected[name], rtol=1e-5, atol=1e-6, check_stride=False)
+
+
 def test_muon_holds_hidden_matrices_and_adamw_the_rest() -> None:
     named = parameters()
     named["model.layers.1.frozen.weight"] = torch.nn.Parameter(torch.ones(3, 3), requires_grad=False)
