@@ -116,7 +116,8 @@ def test_arguments_are_numbers_by_name(capsys):
     assert "rounds=x" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([])
-    assert all(name in capsys.readouterr().err for name in names())
+    said = capsys.readouterr().err
+    assert all(name in said for name in names())
 
 
 # The profile.
