@@ -81,11 +81,12 @@ class MetricStopper(Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         if self.reached(result):
             return True
+        if self._told:
+            return False
         flat = {**flatten_dict(result), **result}
-        missing = [n for n in self.thresholds if n not in flat]
-        if missing and not self._told:
-            self._told = True
-            for name in missing:
+        for name in self.thresholds:
+            if name not in flat:
+                self._told = True
                 _say(
                     f"stop: {name!r} is not in the first result; waiting for it.{did_you_mean(name, map(str, flat))}"
                 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from runs import run
 from tiny import tiny_config
+from updates import Updates
 
 from rllib_vlm.errors import CheckpointError
 
@@ -93,3 +97,17 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_may_take_another(tmp_path):
         run(config, 1, restore=tmp_path / "checkpoint_000002")
     results, _ = run(config, 1, restore=tmp_path / "checkpoint_000001")
     assert results[0]["training_iteration"] == 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_in_bfloat16_go_on_as_they_are(optimizer):
+    """NumPy, in which states are kept, has no such numbers."""
+    updates = Updates(optimizer_type=optimizer)
+    group = updates.group(model={"dtype": "bfloat16"})
+    updates.curve(group, range(3))
+    state = copy.deepcopy(group.get_state()["learner"])
+    again = updates.group(model={"dtype": "bfloat16"})
+    again.set_state({"learner": state})
+    assert updates.curve(again, range(3, 6)) == updates.curve(group, range(3, 6))
+    found, expected = (one.get_weights()["default_policy"] for one in (again, group))
+    assert all(torch.equal(torch.as_tensor(found[name]), torch.as_tensor(w)) for name, w in expected.items())
