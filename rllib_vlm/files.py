@@ -72,12 +72,28 @@ def new_folder(path: Path) -> Iterator[Path]:
         for folder, _, _ in os.walk(temporary):
             _sync(Path(folder))
         if path.exists():
-            shutil.rmtree(path)
+            remove_folder(path)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes the folder `path`, which has its name as long as all of it is there.
+
+    A process that is killed meanwhile leaves a part of it under a name like those of `new_folder` that begin with a
+    dot and end with `.tmp`, and never half a folder that passes for a damaged one. What cannot be removed stays.
+    """
+    going = path.with_name(f".{path.name}.going.tmp")
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        path.rename(going)
+    except OSError as error:
+        if path.exists():
+            logger.error("%s could not be removed (%s).", path, error)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 @contextmanager

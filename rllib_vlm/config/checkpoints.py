@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+from pyarrow.fs import LocalFileSystem
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
+from ray.train._internal.storage import _delete_fs_path
 from ray.tune.utils.util import flatten_dict
 
 from rllib_vlm.algorithms.description import DESCRIPTION
 from rllib_vlm.algorithms.manifest import MANIFEST, offer, require_whole
 from rllib_vlm.errors import CheckpointError, RLlibVLMError
+from rllib_vlm.files import remove_folder
 
 MARK = "rllib_checkpoint.json"  # by which RLlib knows a checkpoint
 _PREFIX = "checkpoint_"
@@ -73,7 +77,8 @@ class BestCheckpoints(_CheckpointManager):
     """Tune's book of a trial's checkpoints, which keeps the best by any metric of a result.
 
     Tune's own looks for `checkpoint_score_attribute` at the top of a result only, where `evaluation/success_rate` never
-    is, and takes a checkpoint without the metric for the best there is. Here such a one is the worst.
+    is, and takes a checkpoint without the metric for the best there is. Here such a one is the worst. Tune's own also
+    deletes file after file, so that a run that is killed meanwhile would be left with a damaged checkpoint.
     """
 
     @classmethod
@@ -91,4 +96,23 @@ class BestCheckpoints(_CheckpointManager):
             checkpoint_result = _TrainingResult(
                 checkpoint=checkpoint_result.checkpoint, metrics={**checkpoint_result.metrics, metric: score}
             )
-        super().register_checkpoint(checkpoint_result)
+        config = self.checkpoint_config
+        self._checkpoint_config = replace(config, num_to_keep=None)  # or files would be deleted one by one
+        try:
+            super().register_checkpoint(checkpoint_result)
+        finally:
+            self._checkpoint_config = config
+        if config.num_to_keep is not None:
+            self._keep(config.num_to_keep)
+
+    def _keep(self, number: int) -> None:
+        """Deletes all but the best `number` and the newest; killed meanwhile, it leaves none that looks damaged."""
+        results: list[_TrainingResult] = self._checkpoint_results
+        gone = [result for result in results[:-number] if result is not self.latest_checkpoint_result]
+        results[:] = [result for result in results if result not in gone]
+        for result in gone:
+            place = result.checkpoint
+            if isinstance(place.filesystem, LocalFileSystem):
+                remove_folder(Path(place.path))
+            else:
+                _delete_fs_path(fs=place.filesystem, fs_path=place.path)

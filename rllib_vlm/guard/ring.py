@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_vlm.files import write_json
+from rllib_vlm.files import remove_folder, write_json
 
 _META = "guard.json"
 
@@ -52,7 +52,7 @@ class Ring:
         try:
             write(temporary)
             self._note(temporary, update, 0)
-            shutil.rmtree(self._folder(update), ignore_errors=True)
+            remove_folder(self._folder(update))
             temporary.rename(self._folder(update))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +94,7 @@ class Ring:
 
     def _drop(self, update: int) -> None:
         del self._proven[update]
-        shutil.rmtree(self._folder(update), ignore_errors=True)
+        remove_folder(self._folder(update))
 
     @staticmethod
     def _note(folder: Path, update: int, proven: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_vlm.files import append_json_line, new_folder, or_go_on, write_json, write_text
+from rllib_vlm.files import append_json_line, new_folder, or_go_on, remove_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -66,6 +66,18 @@ def test_a_folder_has_its_name_when_it_is_whole_and_replaces_an_older_one(tmp_pa
         1 / 0  # noqa: B018
     assert (place / "new" / "x").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_removed_and_what_cannot_be_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("a/b/x", ".a.going.tmp/y"):  # the second one of a process that was killed
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1")
+    remove_folder(tmp_path / "a")
+    remove_folder(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    assert not caplog.records
+    remove_folder(Path("/proc/self/fd"))
+    assert "/proc/self/fd could not be removed" in caplog.text
 
 
 def test_text_is_replaced_whole(tmp_path: Path):

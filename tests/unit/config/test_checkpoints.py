@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,38 @@ def test_the_best_are_kept_by_a_metric_anywhere_in_a_result(tmp_path: Path):
     assert kept_by(first, tmp_path / "c", results[:2]) == [0, 1]
     assert BestCheckpoints.of(first).latest_checkpoint_result is first.latest_checkpoint_result
     assert kept_by(BestCheckpoints(newest), tmp_path / "d", results) == [4, 5, 6]
+
+
+KILLED_WHILE_IT_DELETES = """
+import os, signal, sys
+from pathlib import Path
+from ray import tune
+from ray.train._internal.session import _TrainingResult
+from rllib_vlm.config.checkpoints import BestCheckpoints
+
+book = BestCheckpoints(tune.CheckpointConfig(num_to_keep=2))
+removed = []
+
+def watch(event, arguments):
+    if event == "os.remove":
+        removed.append(arguments)
+        if len(removed) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+for place in sorted(Path(sys.argv[1]).iterdir()):
+    book.register_checkpoint(_TrainingResult(tune.Checkpoint.from_directory(str(place)), {}))
+"""
+
+
+def test_a_run_that_is_killed_while_it_deletes_a_checkpoint_leaves_no_damaged_one(tmp_path: Path):
+    places = [checkpoint(tmp_path / f"checkpoint_{number:06d}") for number in range(3)]
+    files = sorted(path.name for path in places[0].rglob("*") if path.is_file())
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_IT_DELETES, str(tmp_path)], capture_output=True, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert sorted(tmp_path.glob("checkpoint_*")) == places[1:]
+    assert not any(map(damage, places[1:]))
+    (going,) = tmp_path.glob(".checkpoint_000000.*tmp")  # which resuming removes
+    assert 0 < len([path for path in going.rglob("*") if path.is_file()]) < len(files)
