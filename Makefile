@@ -41,7 +41,7 @@ bench: $(STAMP)
 
 # torch first and by itself: where a CPU build is at hand (a wheel folder, an extra index), pip then takes
 # it, and the second line leaves it alone. The default CUDA build works as well; it is only larger.
-$(STAMP): setup.cfg setup.py pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml rllib_vlm/models/cached_attention.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.13,<2.14"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
-from rllib_vlm.models.qwen2_5_vl.cache import Cache
-from rllib_vlm.models.qwen2_5_vl.decoder import angles, attend
+from rllib_vlm.models.qwen2_5_vl.cache import cache_of
+from rllib_vlm.models.qwen2_5_vl.decoder import angles
 from rllib_vlm.models.qwen2_5_vl.fused import FusedLayers
 from rllib_vlm.models.sampling import sample
 from rllib_vlm.prompts import build_parser
@@ -25,7 +25,7 @@ from rllib_vlm.types import Message, SamplingParams
 
 
 class _Batch:
-    """Conversations that are read and answered together; slots of the cache that a row has nothing in are masked."""
+    """Conversations that are read and answered together."""
 
     def __init__(self, family: Qwen25VL, rows: int, size: int, sampling: SamplingParams) -> None:
         self._family = family
@@ -35,8 +35,7 @@ class _Batch:
         self._layers = fused
         self._sampling = sampling
         self._like = torch.zeros(1)
-        self._cache = Cache.empty(self._language, rows, size, self._like)
-        self._mask = torch.full((rows, 1, 1, size), -torch.inf)
+        self._cache = cache_of(self._language, [None] * rows, [size] * rows, self._like)
         self._lengths = torch.zeros(rows, dtype=torch.int64)  # tokens of each conversation so far
         self._last: list[list[int]] = [[] for _ in range(rows)]  # sampled, and not read yet
 
@@ -60,35 +59,27 @@ class _Batch:
                         going.discard(row)
             if not going or step == steps - 1:
                 break
-            at = self._cache.used
-            here = list(going)
-            self._mask[here, 0, 0, at] = 0.0
-            self._lengths[here] += 1
-            hidden = self._layers.advance(drawn, cos[step], sin[step], self._cache, self._mask[..., : at + 1])
+            one = torch.zeros(rows, dtype=torch.int64)
+            one[list(going)] = 1
+            self._lengths += one
+            self._cache.expect(one, 1)
+            hidden = self._layers.advance(drawn, cos[step], sin[step], self._cache)
+            self._cache.done()
         self._last = [row[-1:] for row in ids]
         return list(zip(ids, logprobs, strict=True))
 
     def _read(self, new: Sequence[Sequence[int]]) -> Tensor:
         """[B, D] states of the last of the new tokens."""
         counts = torch.tensor([len(ids) for ids in new])
-        block, begin = int(counts.max()), self._cache.used
+        block = int(counts.max())
         padded = torch.zeros(len(new), block, dtype=torch.int64)
         for row, ids in enumerate(new):
             padded[row, : len(ids)] = torch.tensor(ids)
-        column = torch.arange(block)
-        real = column < counts[:, None]
-        mask = self._mask[..., : begin + block].repeat(1, 1, block, 1)
-        mask[..., begin:] = torch.full((block, block), -torch.inf).triu(1)
-        cos, sin = self._angles(self._lengths[:, None] + column)
-
-        def behind(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # In the last layer only what predicts has queries.
-            own = mask if q.shape[2] == block else mask[torch.arange(len(new)), :, counts - 1][:, :, None]
-            return attend(q, *self._cache.append(i, k, v), own)
-
-        hidden = self._layers.run(self._language.embed_tokens(padded), cos, sin, behind, counts - 1)
-        self._mask[:, 0, 0, begin : begin + block].masked_fill_(real, 0.0)
-        self._cache.used += block
+        cos, sin = self._angles(self._lengths[:, None] + torch.arange(block))
+        self._cache.expect(counts, block)
+        embedded = self._language.embed_tokens(padded)
+        hidden = self._layers.run(embedded, cos, sin, self._cache.attend, counts - 1)
+        self._cache.done()
         self._lengths += counts
         return hidden
 

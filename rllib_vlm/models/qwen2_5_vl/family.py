@@ -26,7 +26,7 @@ from rllib_vlm.models.qwen2_5_vl.prefill import Prefill, prefill
 from rllib_vlm.models.qwen2_5_vl.segments import Segments
 from rllib_vlm.models.qwen2_5_vl.tokens import banned_token_ids, generation_config
 from rllib_vlm.models.qwen2_5_vl.vision import image_features
-from rllib_vlm.models.sessions import Content, Session, SessionCache, Turns
+from rllib_vlm.models.sessions import Content, Past, Session, SessionCache, Turns
 from rllib_vlm.models.stopping import StopStrings
 from rllib_vlm.models.text import TextSide
 from rllib_vlm.types import Detection, Mention, Message, Prompt, SamplingParams
@@ -302,7 +302,7 @@ class Qwen25VL(TextSide):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         return generation_config(tokenizer, AutoConfig.from_pretrained(directory, local_files_only=True))
 
-    def _prefill(self, prompts: Sequence[Prompt], pasts: Sequence[Tensor | None]) -> Prefill:
+    def _prefill(self, prompts: Sequence[Prompt], pasts: Sequence[Past | None]) -> Prefill:
         return prefill(
             prompts,
             pasts,

@@ -111,31 +111,23 @@ class FusedLayers:
         values = (*wide[0].shape[:2], self.groups * self.head_dim)
         return torch.cat([wide[0], cos.new_ones(values)], -1), torch.cat([wide[1], sin.new_zeros(values)], -1)
 
-    def advance(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor) -> Tensor:
-        """Hidden states [B, D] behind one more token each; grows the cache by it.
+    def advance(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
+        """Hidden states [B, D] behind one more token each, which the cache expects.
 
         Args:
             ids: int64 [B].
             cos: [B, N] of this step, from `turns`.
             sin: the same.
-            mask: additive, [B, 1, 1, S] with S tokens in the cache, the new one included.
         """
         x = F.embedding(ids, self.embedding)
-        b, width, queries = len(ids), cos.shape[-1], self.heads * self.head_dim
-        at, groups = cache.used, self.groups
+        b, width = len(ids), cos.shape[-1]
+        heads = (self.heads, self.groups, self.groups)
         for i, layer in enumerate(self.layers):
             y = F.linear(rms_norm(layer.attention_norm, x), layer.qkv, layer.bias)
             y = torch.addcmul(y[:, :width] * cos, y[:, width:], sin)
-            own = cache.pairs[i]
-            own[:, :, at] = y[:, queries:].view(b, 2 * groups, self.head_dim)
-            # The heads that share a key head become its queries: no copy of the cache per head.
-            q = y[:, :queries].view(b, groups, -1, self.head_dim)
-            out = F.scaled_dot_product_attention(
-                q, own[:, :groups, : at + 1], own[:, groups:, : at + 1], mask
-            )
-            x = torch.addmm(x, out.reshape(b, queries), layer.out)
+            out = cache.attend(i, *y.view(b, -1, 1, self.head_dim).split(heads, 1))
+            x = torch.addmm(x, out.reshape(b, -1), layer.out)
             x = x + _mlp(layer, rms_norm(layer.mlp_norm, x))
-        cache.used += 1
         return rms_norm(self.norm, x)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rllib_vlm.models.qwen2_5_vl.positions import rope_positions
+from rllib_vlm.models.sessions import Past
 from rllib_vlm.types import Prompt
 
 _MIN_SHARED = 16  # tokens; a shorter common prefix is not worth a pass of its own
@@ -29,8 +30,7 @@ class Prefill:
     embeddings: Tensor  # [B, N, D], image features in place
     positions: Tensor  # int64 [3, B, N]
     shared: int  # tokens that all prompts begin with, text only; 0 where any has a past
-    # Keys and values [layers, 2 G, S, d] of the tokens before, as the cache holds them; None where there are none.
-    pasts: Sequence[Tensor | None]
+    pasts: Sequence[Past | None]  # the tokens before
 
     @property
     def computed(self) -> int:
@@ -39,7 +39,7 @@ class Prefill:
 
 def prefill(
     prompts: Sequence[Prompt],
-    pasts: Sequence[Tensor | None],
+    pasts: Sequence[Past | None],
     *,
     pad: int,
     image_token: int,
@@ -61,7 +61,7 @@ def prefill(
     """
     arrays = [p.token_ids for p in prompts]
     shared = shared_prefix(arrays, image_token)
-    kept = np.array([0 if past is None else past.shape[2] for past in pasts])
+    kept = np.array([0 if past is None else past.tokens for past in pasts])
     if shared > kept.max():
         pasts, kept = [None] * len(prompts), np.zeros_like(kept)
     elif kept.any():

@@ -87,7 +87,7 @@ def test_the_least_recently_used_goes_first() -> None:
         cache.keep(name, content, pairs(64))
     assert len(cache) == 4 and cache.used_mib == 1.0
     found = cache.find("a", longer)
-    assert found is not None and found.shape[2] == 64
+    assert found is not None and found.tokens == 64
     cache.keep("e", content, pairs(64))
     assert [cache.find(name, longer) is not None for name in "abcde"] == [True, False, True, True, True]
     cache.keep("c", longer, pairs(65))  # grows, and pushes one out
