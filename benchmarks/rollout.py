@@ -20,6 +20,7 @@ from benchmarks._bare_loop import play
 from benchmarks._cluster import local_ray
 from rllib_vlm.algorithms.ppo import VLMPPOConfig
 from rllib_vlm.env.vlm_env_runner import VLMEnvRunner
+from rllib_vlm.models.cached_attention import compiled
 from rllib_vlm.sims.frozen_lake import FrozenLake
 
 IN_FLIGHT, TURNS, _PROCESSES, _ROUNDS = 64, 8, 2, 9
@@ -61,6 +62,7 @@ def run(*arguments: str) -> dict[str, Any]:
             "share of the time in simulators": _share(metrics, "time_simulate_s"),
             "cores": len(os.sched_getaffinity(0)),
             "rounds": rounds,
+            "compiled attention": compiled(),
         },
     }
 

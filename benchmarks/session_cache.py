@@ -11,10 +11,11 @@ import torch
 
 from rllib_vlm.backends.base import GenerationRequest
 from rllib_vlm.backends.hf import HFBackend
+from rllib_vlm.models.cached_attention import compiled
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.types import Message, SamplingParams
 
-_CHATS, _TURNS, _REPEATS = 8, 10, 5
+_CHATS, _TURNS, _REPEATS = 8, 10, 9
 _WORDS, _ANSWER = 60, 16  # tokens; with a picture of 84x84 and the chat's marks about a hundred a turn
 _VOCABULARY = ("go", "left", "right", "on", "to", "the", "red", "mug", "and", "stop")
 
@@ -100,5 +101,6 @@ def run() -> dict[str, Any]:
             f"prompt tokens of turn {_TURNS}, mean": kept.lengths[-1],
             "conversations at a time": _CHATS,
             "repeats": _REPEATS,
+            "compiled attention": compiled(),
         },
     }
