@@ -174,6 +174,7 @@ INLINE void tokens(const float *const *q, const float *panels, const float *v, c
 template <int W> INLINE int attend(const Problem &p) {
     constexpr int P = 2 * W;
     const int64_t d = p.d, L = p.L, R = p.H / p.G;
+    if (L != 1 && L != p.N) return 4;
     int64_t longest = 0;
     for (int64_t b = 0; b < p.B; b++) {
         const int64_t S = p.used[b] + p.count[b];
@@ -181,8 +182,9 @@ template <int W> INLINE int attend(const Problem &p) {
         longest = S > longest ? S : longest;
     }
     const int64_t stride = (longest + P - 1) / P * P;
-    float *x = (float *)malloc(sizeof(float) * (L == 1 ? 2 * stride : ROWS * stride + stride * d)), *panels = x + ROWS * stride;
+    float *x = (float *)malloc(sizeof(float) * (L == 1 ? 2 * stride : ROWS * stride + stride * d));
     if (!x && stride) return 1;
+    float *panels = L == 1 ? nullptr : x + ROWS * stride;
     for (int64_t b = 0; b < p.B; b++) {
         const int64_t before = p.used[b], count = p.count[b], S = before + count, head = p.capacity[b] * d;
         const int64_t queries = L == 1 ? (S ? 1 : 0) : count;
@@ -234,7 +236,7 @@ __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))) static int att
     return attend<16>(p);
 }
 
-// 0: done, 1: no memory, 2: not for this processor, 3: a buffer is too small.
+// 0: done, 1: no memory, 2: not for this processor, 3: a buffer is too small, 4: neither as many queries as new tokens nor one.
 ENTRY(const Problem *p) {
     if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) return attend_avx512(*p);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return attend_avx2(*p);

@@ -7,6 +7,7 @@ there is a compiler.
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,7 +19,12 @@ from torch import Tensor
 _ENTRY = "rllib_vlm_attend_1"  # with the number of the layout of `_Problem`
 _WIDTH = 32  # heads are as wide as that, or twice, and so on
 _THREADS = 2  # of torch's; with more it is the faster one, which shares the work among them
-_REASONS = {1: "there is no memory left", 2: "this processor is not known", 3: "a buffer is too small"}
+_REASONS = {
+    1: "there is no memory left",
+    2: "this processor is not known",
+    3: "a buffer is too small",
+    4: "of some new tokens there are no queries",
+}
 
 
 class _Problem(ctypes.Structure):
@@ -35,18 +41,36 @@ class _Problem(ctypes.Structure):
 @cache
 def _compiled() -> Any:
     """The compiled kernels; None where there are none, or none for this processor."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_cached_attention{suffix}")
-        if not path.is_file():
-            continue
-        try:
-            entry = getattr(ctypes.CDLL(str(path)), _ENTRY)
-        except (OSError, AttributeError):  # of another system, or built from older sources
-            continue
-        entry.argtypes, entry.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
-        if entry(_Problem(H=1, G=1)) == 0:  # of no rows
-            return entry
-    return None
+    paths = [Path(__file__).with_name(f"_cached_attention{suffix}") for suffix in EXTENSION_SUFFIXES]
+    return next((entry for path in paths if (entry := load(path)) is not None), None)
+
+
+def load(path: Path) -> Any:
+    """The kernels of a library; None where it is none for this system and processor, torn, or of older sources."""
+    try:
+        if not _whole(path):
+            return None
+        entry = getattr(ctypes.CDLL(str(path)), _ENTRY)
+    except (OSError, AttributeError):
+        return None
+    entry.argtypes, entry.restype = [ctypes.POINTER(_Problem)], ctypes.c_int
+    return entry if entry(_Problem(H=1, G=1)) == 0 else None  # of no rows
+
+
+def _whole(path: Path) -> bool:
+    """Whether a library is there to its end: loading what a broken installation left of one would end the process."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64:
+        return False
+    if header[:5] != b"\x7fELF\x02":
+        return header[:4] != b"\x7fELF"  # of a system with other libraries
+    sections, size, count = (
+        int.from_bytes(header[at : at + n], sys.byteorder) for at, n in ((40, 8), (58, 2), (60, 2))
+    )
+    return path.stat().st_size >= sections + size * count
 
 
 def compiled() -> bool:

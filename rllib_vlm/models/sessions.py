@@ -74,12 +74,6 @@ class Content:
         """With an answer behind it."""
         return Content(token_ids=np.concatenate([self.token_ids, token_ids]), images=self.images)
 
-    def first(self, tokens: int) -> Content:
-        """Without what stands behind these."""
-        return Content(
-            token_ids=self.token_ids[:tokens], images=tuple(i for i in self.images if i.stop <= tokens)
-        )
-
     def beginning_of(self, prompt: Content) -> int:
         """Tokens that both begin with: whole images, and short of the prompt's last token, which predicts."""
         size = min(len(self.token_ids), len(prompt.token_ids) - 1)
@@ -152,21 +146,17 @@ class SessionCache:
             self.clear()
             self._weights = weights
 
-    def find(self, session: Session, content: Content) -> Past | None:
+    def take(self, session: Session, content: Content) -> Past | None:
         """What is kept of a prompt's first tokens; None where nothing is.
 
-        Whoever asks may write behind them: what else was kept of the conversation is forgotten.
+        It is the caller's, who may write behind these tokens, and gives it back by `keep`; nobody finds it meanwhile.
         """
         kept = self._kept.get(session)
         if kept is None:
             return None
-        self._kept.move_to_end(session)
+        self.end(session)
         common = kept.content.beginning_of(content)
-        if not common:
-            self.end(session)
-            return None
-        self._kept[session] = _Kept(kept.content.first(common), kept.pairs)
-        return Past(kept.pairs, common)
+        return Past(kept.pairs, common) if common else None
 
     def keep(self, session: Session, content: Content, pairs: Tensor) -> None:
         """Keeps a conversation's keys and values [layers, heads, S, d] in place of those there were.
@@ -216,13 +206,11 @@ class Turns:
             content(prompt) if cache.enabled and session is not None else None
             for prompt, session in zip(prompts, sessions, strict=True)
         ]
-        # All are looked up before any is computed: a turn of the batch does not push out what another needs. What two
-        # turns of one conversation are to go on from would be written over by both.
-        asked: set[Session] = set()
-        self.pasts: list[Past | None] = []
-        for session, own in zip(sessions, self._contents, strict=True):
-            self.pasts.append(None if own is None or session in asked else cache.find(session, own))
-            asked.add(session)
+        # All are taken before any is computed: a turn of the batch does not push out what another needs.
+        self.pasts = [
+            None if own is None else cache.take(session, own)
+            for session, own in zip(sessions, self._contents, strict=True)
+        ]
         self.kept = [0 if past is None else past.tokens for past in self.pasts]
 
     def count(self, chosen: Sequence[int], computed: int) -> None:

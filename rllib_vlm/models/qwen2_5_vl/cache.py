@@ -13,6 +13,8 @@ from rllib_vlm.models import cached_attention
 from rllib_vlm.models.qwen2_5_vl.decoder import attend
 from rllib_vlm.models.sessions import Past
 
+_STEP = 16  # tokens; buffers are multiples of it
+
 
 class Cache(Protocol):
     """Grows by a stretch of tokens at a time: `expect`, `attend` in each layer, `done`.
@@ -111,7 +113,12 @@ class InPlace:
         self._buffers.select(list(rows))
 
     def memory(self, row: int) -> Past:
-        return Past(self._buffers.pairs[row], int(self._buffers.used[row]))
+        pairs, tokens = self._buffers.pairs[row], int(self._buffers.used[row])
+        # There was room for the longest answer; what is kept is not to count that.
+        if pairs.shape[2] > tokens * 3 // 2 + _STEP:
+            pairs = pairs.new_empty(*pairs.shape[:2], _rounded(tokens), pairs.shape[3])
+            pairs[:, :, :tokens] = self._buffers.pairs[row][:, :, :tokens]
+        return Past(pairs, tokens)
 
 
 class InSlots:
@@ -188,5 +195,5 @@ class InSlots:
 
 
 def _rounded(tokens: int) -> int:
-    """Room for some more turns."""
-    return -(-tokens * 5 // 4 // 64) * 64
+    """With room for some more turns."""
+    return -(-tokens * 5 // 4 // _STEP) * _STEP

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllib_vlm.models import cached_attention
 from rllib_vlm.models.cached_attention import Buffers, available
 from rllib_vlm.models.qwen2_5_vl import Qwen25VL
 from rllib_vlm.models.qwen2_5_vl.cache import Cache, InPlace, InSlots, cache_of
@@ -72,12 +76,33 @@ def test_the_kernels_say_what_torch_says(heads: int, groups: int, width: int, to
 
 
 @needs_kernels
+def test_a_library_that_is_not_whole_is_not_loaded(tmp_path: Path):
+    """In processes of their own: torn libraries that are loaded end them."""
+    [library] = Path(cached_attention.__file__).parent.glob("_cached_attention*.so")
+    content = library.read_bytes()
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from rllib_vlm.models.cached_attention import load
+        print([load(path) is not None for path in sorted(Path(sys.argv[1]).iterdir())])"""
+    for i, size in enumerate((0, 40, 1000, 20_000, len(content) - 1, len(content))):
+        (tmp_path / f"{i}.so").write_bytes(content[:size])
+    (tmp_path / "6.so").write_bytes(b"text" * 100)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split("[")[1] == "False, False, False, False, False, True, False]\n"
+
+
+@needs_kernels
 def test_the_kernels_refuse_what_does_not_fit_and_hide_no_number_that_is_none():
     q = torch.randn(1, 2, 3, 32)
     with pytest.raises(RuntimeError, match="a buffer is too small"):
         Buffers([torch.zeros(1, 2, 4, 32)], [2]).attend(0, q, q[:, :1], q[:, :1], torch.tensor([3]))
     with pytest.raises(RuntimeError, match="a buffer is too small"):
         Buffers([torch.zeros(1, 2, 9, 32)], [2]).attend(0, q, q[:, :1], q[:, :1], torch.tensor([4]))
+    with pytest.raises(RuntimeError, match="no queries"):
+        Buffers([torch.zeros(1, 2, 9, 32)], [2]).attend(0, q[:, :, :2], q[:, :1], q[:, :1], torch.tensor([3]))
     far = q * torch.tensor([1e4, -1e4])[:, None, None]  # scores beyond what an exponential holds
     assert (
         Buffers([torch.zeros(1, 2, 4, 32)], [0])
@@ -104,8 +129,6 @@ def test_a_cache_goes_on_from_pasts_and_gives_them_back(family: Qwen25VL, attent
     whole = [torch.zeros(4, 4, 0, 32) if p is None else p.pairs[:, :, : p.tokens].clone() for p in pasts]
     cache = cache_of(language, pasts, [14, 14, 14], torch.zeros(1), lasting=True)
     assert isinstance(cache, attention)
-    if attention is InPlace:
-        assert cache.memory(1).pairs.shape[2] >= 14
     rows = [0, 1, 2]
     for count in ([5, 3, 4], [1, 1, 1], [1, 0], [1, 1]):
         if len(count) < len(rows):
@@ -161,6 +184,16 @@ def test_conversations_are_the_same_with_and_without_a_cache(family: Qwen25VL, a
     # Two turns of one conversation in a batch do not write over each other's past.
     for own, right in zip(conversation(family, SessionCache(64), 4, ["a", "a", "a"]), plain, strict=True):
         np.testing.assert_allclose(own, right, atol=1e-4)
+
+
+def test_what_is_kept_counts_no_room_for_answers_that_were_shorter(family: Qwen25VL, attention: type[Cache]):
+    prompt, cache = family.encode([Message(role="user", text="go")]), SessionCache(64)
+    [(three, _)] = family.generate([prompt], SamplingParams(temperature=0, max_new_tokens=3))
+    stop = family.decode(three)
+    sampling = SamplingParams(temperature=0, max_new_tokens=900, stop=(stop,))
+    [(ids, _)] = family.generate([prompt], sampling, cache=cache, sessions=["a"])
+    tokens = len(prompt.token_ids) + len(ids)
+    assert len(ids) <= 3 and cache.used_mib * 2**20 <= (tokens * 3 / 2 + 16) * 4 * 4 * 32 * 4
 
 
 def test_a_turn_that_fails_leaves_nothing_wrong_behind(family: Qwen25VL, attention: type[Cache]):
