@@ -1,7 +1,7 @@
 // Attention of new tokens to all tokens of their rows, in float32, on one core; see cached_attention.py.
 //
-// Torch's own is made for many queries. Here a key head has the few of one token, whose time is that of reading keys and
-// values once, or those of a turn, for which keys are laid out in panels, as for a product of matrices.
+// Torch's own is made for many queries. Here a key head has the few of one token, whose time is that of reading keys
+// and values once, or those of a turn, for which keys are laid out in panels, as for a product of matrices.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -15,8 +15,9 @@
 // Keys and values of row b stand in a buffer of its own, [layers, 2 G, capacity, d] with the keys first; `used` of its
 // tokens are there, `count` are written behind them. Of each the last dimension is contiguous.
 struct Problem {
-    const float *q, *k, *v;  // q [B, L, H, d], k and v [B, N, G, d] of the new tokens; L is N, or 1, for the last of each row
-    float *out;              // [B, L, H, d]
+    const float *q;      // [B, L, H, d], L is N, or 1, for the last new token of each row
+    const float *k, *v;  // [B, N, G, d] of the new tokens
+    float *out;          // [B, L, H, d]
     float *const *buffers;
     const int64_t *capacity, *used, *count;  // [B]
     int64_t B, H, G, L, N, d, layer;
@@ -98,9 +99,13 @@ INLINE void mix(const float *x, int64_t stride, const float *v, int64_t S, int64
             vec part[M];
             if (N <= 2) UNROLL for (int z = 0; z < M * W; z += 16) __builtin_prefetch(value + AHEAD * d + z);
             UNROLL for (int m = 0; m < M; m++) part[m] = AT(value + m * W);
-            UNROLL for (int r = 0; r < N; r++) UNROLL for (int m = 0; m < M; m++) a[r][m] += x[r * stride + s] * part[m];
+            UNROLL for (int r = 0; r < N; r++) {
+                UNROLL for (int m = 0; m < M; m++) a[r][m] += x[r * stride + s] * part[m];
+            }
         }
-        UNROLL for (int r = 0; r < N; r++) UNROLL for (int m = 0; m < M; m++) TO(out[r] + c + m * W) = a[r][m] / total[r];
+        UNROLL for (int r = 0; r < N; r++) {
+            UNROLL for (int m = 0; m < M; m++) TO(out[r] + c + m * W) = a[r][m] / total[r];
+        }
     }
 }
 
@@ -214,7 +219,7 @@ template <int W> INLINE int attend(const Problem &p) {
                     float *to[ROWS];
                     int64_t ends[ROWS];
                     for (int n = 0; n < ROWS; n++) {
-                        const int64_t own = i + n < queries ? i + n : queries - 1;  // the last again where there is no other
+                        const int64_t own = i + n < queries ? i + n : queries - 1;  // the last one more than once
                         from[n] = q + own * p.q_token + r * p.q_head;
                         to[n] = out + (own * p.H + r) * d;
                         ends[n] = before + own + 1;
@@ -236,7 +241,8 @@ __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))) static int att
     return attend<16>(p);
 }
 
-// 0: done, 1: no memory, 2: not for this processor, 3: a buffer is too small, 4: neither as many queries as new tokens nor one.
+// 0: done, 1: no memory, 2: not for this processor, 3: a buffer is too small, 4: neither as many queries as new tokens
+// nor one.
 ENTRY(const Problem *p) {
     if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) return attend_avx512(*p);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return attend_avx2(*p);
