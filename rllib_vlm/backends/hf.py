@@ -26,7 +26,7 @@ class HFSettings:
         max_batch_size: prompts of one batch; bounds memory.
         session_cache_mib: MiB of keys and values, on the model's device, kept of conversations between their turns,
             so that a turn costs what is new and not all that has been said; 0 keeps none. Each token takes
-            2 x layers x key heads x head width numbers.
+            2 x layers x key heads x head width numbers, and on a CPU there may be room for half as many more.
         prompt_precision: of the matrix products that read pictures and prompts: "float32"; "bfloat16", which puts
             log-probs off by about a percent; or "auto", which is that where the device multiplies it in hardware.
 

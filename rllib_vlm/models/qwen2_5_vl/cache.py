@@ -15,6 +15,8 @@ from rllib_vlm.models.sessions import Past
 
 _STEP = 16  # tokens; buffers are multiples of it
 
+_Shape = tuple[int, int, int]  # layers, 2 G, d
+
 
 class Cache(Protocol):
     """Grows by a stretch of tokens at a time: `expect`, `attend` in each layer, `done`.
@@ -62,8 +64,9 @@ def cache_of(
     """
     heads, width = language.config.num_key_value_heads, language.layers[0].self_attn.head_dim
     shape = (len(language.layers), 2 * heads, width)
-    kind = InPlace if cached_attention.available(width, like) else InSlots
-    return kind(shape, pasts, room, like, lasting=lasting)
+    if cached_attention.available(width, like):
+        return InPlace(shape, pasts, room, like, lasting=lasting)
+    return InSlots(shape, pasts, room, like)
 
 
 class InPlace:
@@ -71,7 +74,7 @@ class InPlace:
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: _Shape,
         pasts: Sequence[Past | None],
         room: Sequence[int],
         like: Tensor,
@@ -94,7 +97,7 @@ class InPlace:
             if past is not None and own is not past.pairs:
                 own[:, :, : past.tokens] = past.pairs[:, :, : past.tokens]
         self._buffers = cached_attention.Buffers(pairs, used)
-        self._counts = self._buffers.used
+        self._counts = torch.zeros_like(self._buffers.used)
 
     def expect(self, counts: Tensor, most: int) -> None:
         self._counts = counts
@@ -128,13 +131,7 @@ class InSlots:
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        pasts: Sequence[Past | None],
-        room: Sequence[int],
-        like: Tensor,
-        *,
-        lasting: bool,
+        self, shape: _Shape, pasts: Sequence[Past | None], room: Sequence[int], like: Tensor
     ) -> None:
         layers, heads, width = shape
         kept = [0 if past is None else past.tokens for past in pasts]
